@@ -12,6 +12,8 @@ description:
   - Asks the service's C(/readyz) over the Unix socket that Nginx uses.
   - When the container stops or starts over instead, the module ends at once with the message of the
     container's last error, and stops the container so that nothing half-working is left.
+  - A container that already waits between two starts is started over at once, so that it is judged
+    by what is there now.
 author:
   - The nas.assistant contributors
 options:
@@ -113,6 +115,20 @@ def last_error(log: str) -> str:
     return last
 
 
+def end_back_off(container: str) -> bool:
+    """Start a container over that waits between two starts; return whether it did.
+
+    What it stumbled over may be mended by now: the next start tells, and Docker may wait a minute.
+    """
+    state = docker(
+        ["docker", "container", "inspect", "--format", "{{.State.Restarting}}", container]
+    )
+    if state.strip() != "true":
+        return False
+    docker(["docker", "restart", "--time", "10", container])
+    return True
+
+
 def state_of(container: str) -> tuple[bool, int, str]:
     """Return whether the container may still come up, how often it was restarted, and its state."""
     (found,) = json.loads(docker(["docker", "container", "inspect", container]))
@@ -163,8 +179,9 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(changed=False, seconds=0.0, answer={})
     try:
+        changed = end_back_off(module.params["container"])
         module.exit_json(
-            changed=False,
+            changed=changed,
             **wait(module.params["container"], module.params["socket"], module.params["timeout"]),
         )
     except DockerError as error:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The finished NAS, as its owner and as a client on the network see it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import ssl
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from testinfra.host import Host
+
+ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
+LAB = ROOT / ".lab/molecule"
+CONTAINER = "nas-assistant"
+
+
+@pytest.fixture(scope="session")
+def address() -> str:
+    """The NAS's address on the lab's network."""
+    (host,) = json.loads((LAB / "lab.json").read_text())["hosts"]
+    return str(host["ssh_host"])
+
+
+@pytest.fixture(scope="session")
+def lab_container() -> str:
+    """Name of the container that plays the NAS."""
+    (host,) = json.loads((LAB / "lab.json").read_text())["hosts"]
+    return str(host["container"])
+
+
+@pytest.fixture(scope="session")
+def key() -> str:
+    """The owner's API key, as the playbook left it on the controller."""
+    path = LAB / "credentials/api_key.owner"
+    assert oct(path.stat().st_mode & 0o777) == "0o600"
+    return path.read_text().strip()
+
+
+@pytest.fixture(scope="session")
+def certificate() -> Path:
+    """The certificate that the playbook handed to the owner."""
+    return LAB / "credentials/nas1.crt"
+
+
+@pytest.fixture(scope="session")
+def connect(address: str, key: str, certificate: Path) -> Callable[[], httpx.Client]:
+    """Return a function that makes a client which trusts the NAS's present certificate only."""
+
+    def make() -> httpx.Client:
+        context = ssl.create_default_context(cafile=str(certificate))
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # Python 3.13's default
+        return httpx.Client(
+            base_url=f"https://{address}",
+            verify=context,
+            trust_env=False,
+            timeout=120,
+            headers={"Authorization": f"Bearer {key}"},
+        )
+
+    return make
+
+
+@pytest.fixture
+def client(connect: Callable[[], httpx.Client]) -> Iterator[httpx.Client]:
+    """A client of the NAS with the owner's key."""
+    with connect() as made:
+        yield made
+
+
+@pytest.fixture
+def inspected(host: Host) -> dict[str, Any]:
+    """What Docker knows of the assistant's container."""
+    (found,) = json.loads(host.check_output(f"docker container inspect {CONTAINER}"))
+    return dict(found)
+
+
+@pytest.fixture
+def wait_ready(connect: Callable[[], httpx.Client]) -> Callable[[], float]:
+    """Return a function that waits until the NAS answers again and gives the seconds it took."""
+
+    def wait(limit: float = 90) -> float:
+        started = time.monotonic()
+        while True:
+            with contextlib.suppress(httpx.TransportError), connect() as client:
+                if client.get("/readyz").status_code == 200:
+                    return time.monotonic() - started
+            assert time.monotonic() - started < limit, "the assistant did not come back"
+            time.sleep(0.5)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a playbook of the collection with extra variables."""
+
+    def run(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        command = ["ansible-playbook", "-i", str(INVENTORY), f"nas.assistant.{name}", *arguments]
+        if variables:
+            command += ["--extra-vars", json.dumps(variables)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    return run

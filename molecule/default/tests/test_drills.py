@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What goes wrong at home: each drill ends with the assistant answering again, or still."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from testinfra.host import Host
+
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
+MODEL = "/var/lib/nas-assistant/models/smollm2-135m-instruct-q4_1.gguf"
+
+
+def inode(host: Host, path: str) -> str:
+    """Identity and time of a file: another one means that it was written again."""
+    return str(host.check_output(f"stat -c '%i %Y' {path}"))
+
+
+def ask(client: httpx.Client) -> httpx.Response:
+    body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def test_killed_main_process_comes_back(
+    host: Host, client: httpx.Client, wait_ready: Callable[[], float]
+) -> None:
+    before = inode(host, MODEL)
+    pid = host.check_output("docker inspect nas-assistant --format '{{.State.Pid}}'")
+    host.check_output(f"kill -9 {pid}")
+    wait_ready()
+    assert ask(client).status_code == 200
+    assert inode(host, MODEL) == before
+
+
+def test_restarted_nas_comes_back(
+    host: Host, client: httpx.Client, lab_container: str, wait_ready: Callable[[], float]
+) -> None:
+    before = inode(host, MODEL)
+    subprocess.run(["docker", "restart", lab_container], check=True, capture_output=True)
+    wait_ready()
+    assert ask(client).status_code == 200
+    assert inode(host, MODEL) == before
+
+
+def test_stopped_service_is_said_in_one_shape(
+    host: Host, client: httpx.Client, wait_ready: Callable[[], float]
+) -> None:
+    host.check_output("docker stop nas-assistant")
+    answer = ask(client)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"]
+    assert answer.json()["error"]["code"] == "service_unavailable"
+    host.check_output("docker start nas-assistant")
+    wait_ready()
+
+
+REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"assistant_model_variant": "huge"}, ["assistant_model_variant=huge", "default, large"]),
+    ({"assistant_resources": {"memory": "200m"}}, ["memory", "MiB"]),
+    ({"assistant_engine": {"slots": 0}}, ["slots"]),
+    ({"assistant_api_keys": {"owner": "short"}}, ["32 characters"]),
+    ({"assistant_models": {"default": {"file": "../x.gguf"}}}, ["assistant_models: default"]),
+]
+
+
+@pytest.mark.parametrize(("variables", "said"), REFUSED, ids=lambda value: str(value)[:40])
+def test_wrong_input_is_refused_and_the_old_service_goes_on(
+    host: Host,
+    client: httpx.Client,
+    playbook: Playbook,
+    variables: dict[str, Any],
+    said: list[str],
+) -> None:
+    look = "docker inspect nas-assistant --format '{{.State.StartedAt}}'"
+    started = host.check_output(look)
+    done = playbook("assistant", **variables)
+    assert done.returncode != 0
+    for words in said:
+        assert words in done.stdout, done.stdout
+    assert "Traceback" not in done.stdout
+    assert (
+        host.check_output("docker inspect nas-assistant --format '{{.State.StartedAt}}'") == started
+    )
+    assert ask(client).status_code == 200
+
+
+def test_corrupt_model_is_said_by_log_and_mended_by_the_playbook(
+    host: Host, client: httpx.Client, playbook: Playbook, wait_ready: Callable[[], float]
+) -> None:
+    host.check_output(f"dd if=/dev/zero of={MODEL} bs=1 seek=50000000 count=4 conv=notrunc")
+    host.run("docker restart nas-assistant")
+    log = host.check_output("sleep 3; docker logs --tail 5 nas-assistant 2>&1")
+    assert "SHA-256" in log
+    assert ask(client).status_code == 503
+    done = playbook("assistant")
+    assert done.returncode == 0, done.stdout
+    wait_ready()
+    assert ask(client).status_code == 200
+
+
+def test_variant_is_switched_without_a_new_image(
+    host: Host, client: httpx.Client, playbook: Playbook, wait_ready: Callable[[], float]
+) -> None:
+    image = host.check_output("docker inspect nas-assistant --format '{{.Image}}'")
+    assert playbook("assistant", assistant_model_variant="large").returncode == 0
+    models = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    assert "large" in models
+    chat = ask(client)
+    assert chat.status_code == 400
+    assert "template" in chat.json()["error"]["message"]
+    words = client.post("/v1/completions", json={"prompt": "One, two,", "max_tokens": 4})
+    assert words.json()["choices"][0]["text"]
+    assert playbook("assistant").returncode == 0
+    wait_ready()
+    assert host.check_output("docker inspect nas-assistant --format '{{.Image}}'") == image
+    assert ask(client).status_code == 200
+
+
+ALTERED = [
+    ("chmod 0644 /etc/nas-assistant/config.ini", "stat -c %a /etc/nas-assistant/config.ini", "640"),
+    ("echo x >> /etc/nas-assistant/config.ini", "grep -c ^x /etc/nas-assistant/config.ini", "0"),
+    ("echo '{}' > /etc/docker/daemon.json", "grep -c live-restore /etc/docker/daemon.json", "1"),
+    ("rm /etc/nas-assistant/tls/server.crt", "ls /etc/nas-assistant/tls", "server.crt"),
+    ("sed -i 's/TLSv1.2//' /etc/nginx/conf.d/nas-assistant.conf",
+     "grep -c TLSv1.2 /etc/nginx/conf.d/nas-assistant.conf", "1"),
+    ("docker rm -f nas-assistant", "docker ps --format '{{.Names}}'", "nas-assistant"),
+    ("systemctl disable --now nginx", "systemctl is-enabled nginx", "enabled"),
+]  # fmt: skip
+
+
+def test_what_was_altered_by_hand_is_mended(
+    host: Host,
+    connect: Callable[[], httpx.Client],
+    playbook: Playbook,
+    wait_ready: Callable[[], float],
+) -> None:
+    for alter, _, _ in ALTERED:
+        host.check_output(alter)
+    done = playbook("site")
+    assert done.returncode == 0, done.stdout
+    for _, look, expected in ALTERED:
+        assert expected in host.run(look).stdout.split(), look
+    wait_ready()
+    with connect() as client:
+        assert ask(client).status_code == 200
+    again = playbook("site")
+    assert "changed=0" in again.stdout
+
+
+def test_absent_takes_away_and_present_brings_back(
+    host: Host, playbook: Playbook, wait_ready: Callable[[], float]
+) -> None:
+    before = inode(host, MODEL)
+    gone = playbook("assistant", assistant_state="absent")
+    assert gone.returncode == 0, gone.stdout
+    assert "nas-assistant" not in host.check_output("docker ps -a --format '{{.Names}}'")
+    assert "changed=0" in playbook("assistant", assistant_state="absent").stdout
+    assert playbook("assistant").returncode == 0
+    wait_ready()
+    assert inode(host, MODEL) == before

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The assistant from outside: HTTPS with a certificate that was checked, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from testinfra.host import Host
+
+QUESTION = [{"role": "user", "content": "What is the capital of France? One sentence."}]
+
+
+@pytest.fixture
+def sdk(client: httpx.Client, key: str) -> openai.OpenAI:
+    """The official client, unchanged."""
+    base_url = str(client.base_url.join("/v1"))
+    return openai.OpenAI(base_url=base_url, api_key=key, http_client=client, max_retries=0)
+
+
+def test_answers_a_question(sdk: openai.OpenAI) -> None:
+    answer = sdk.chat.completions.create(
+        model="default", messages=QUESTION, temperature=0, max_tokens=64
+    )
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.model == "default"
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+
+
+def test_lists_the_model_by_its_variant_name(sdk: openai.OpenAI) -> None:
+    assert "default" in [model.id for model in sdk.models.list()]
+
+
+def test_streams_token_by_token(sdk: openai.OpenAI) -> None:
+    stream = sdk.chat.completions.create(
+        model="default",
+        messages=[{"role": "user", "content": "Count from 1 to 30."}],
+        max_tokens=60,
+        stream=True,
+    )
+    arrivals = [time.monotonic() for chunk in stream if chunk.choices]
+    assert len(arrivals) > 10
+    # A proxy that buffers hands everything over at once, at the end.
+    gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
+    assert sum(gap > 0.001 for gap in gaps) > len(gaps) / 2
+
+
+def test_asks_for_a_key(client: httpx.Client) -> None:
+    for header in ("", "Bearer wrong", "Basic b3duZXI6"):
+        answer = client.get("/v1/models", headers={"Authorization": header})
+        assert answer.status_code == 401
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_redirects_http_and_keeps_the_method(address: str) -> None:
+    answer = httpx.post(f"http://{address}/v1/models?x=1", trust_env=False)
+    assert answer.status_code == 308
+    assert answer.headers["location"] == f"https://{address}/v1/models?x=1"
+
+
+@pytest.mark.parametrize("port", [8000, 2375, 2376])
+def test_nothing_else_answers(address: str, port: int) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address, port), timeout=5)
+
+
+def handshake(address: str, context: ssl.SSLContext) -> str | None:
+    with (
+        socket.create_connection((address, 443), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=address) as secured,
+    ):
+        return secured.version()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_speaks_modern_tls(address: str, certificate: Path, version: ssl.TLSVersion) -> None:
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.minimum_version = context.maximum_version = version
+    assert handshake(address, context) == version.name.replace("_", ".")
+
+
+def test_refuses_old_tls(address: str, host: Host) -> None:
+    # Python's own library may not offer it at all, so the strongest offer of openssl is used.
+    for version in ("-tls1", "-tls1_1"):
+        result = host.run(
+            f"openssl s_client {version} -cipher ALL:@SECLEVEL=0 -connect {address}:443 </dev/null"
+        )
+        assert result.rc != 0
+        assert "Cipher is (NONE)" in result.stdout
+
+
+def test_certificate_is_not_trusted_by_chance(address: str) -> None:
+    with pytest.raises(ssl.SSLCertVerificationError):
+        handshake(address, ssl.create_default_context())
+
+
+def test_private_key_stays_private(host: Host, certificate: Path) -> None:
+    key = host.file("/etc/nas-assistant/tls/server.key")
+    assert (key.user, key.group, key.mode) == ("root", "root", 0o600)
+    assert "PRIVATE" not in certificate.read_text()
+
+
+def test_refuses_a_body_that_is_too_large(client: httpx.Client) -> None:
+    answer = client.post("/v1/chat/completions", content=b"x" * (4 << 20 | 1))
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "request_too_large"
+
+
+def test_socket_belongs_to_nginx_alone(host: Host) -> None:
+    folder = host.file("/var/lib/nas-assistant/run")
+    assert (folder.uid, folder.group, folder.mode) == (10001, "www-data", 0o2750)
+    gateway = host.file("/var/lib/nas-assistant/run/gateway.sock")
+    assert (gateway.uid, gateway.group, gateway.mode & 0o007) == (10001, "www-data", 0)
