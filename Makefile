@@ -7,16 +7,10 @@ NAS ?= 1
 DEBIAN ?= 12
 
 BIN := .venv/bin
-# Models that the demo and the tests fetch are kept here, so that a new lab does not fetch them again.
-export NAS_ASSISTANT_MODELS ?= $(CURDIR)/.lab/cache/models
+# The models of the tests that run without a NAS.
+export NAS_ASSISTANT_MODELS ?= $(CURDIR)/.lab/models
 # For commands that call others of the environment in turn, as Molecule calls ansible-playbook.
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
-
-# Folders that are there: a check of a part that does not exist yet is not a failure.
-PYTESTS = $(wildcard service/tests tests/unit tests/lab)
-TYPED = $(wildcard service/src lab plugins)
-
-pytest_in = $(if $(wildcard $(1)/test_*.py),$(IN_VENV) pytest $(1),@echo "no tests in $(1) yet")
 
 .DEFAULT_GOAL := help
 
@@ -40,22 +34,26 @@ demo: prepare ## Build a lab NAS, turn it into an assistant, ask it a question o
 	@$(PYTHON) -m lab demo-report --inventory inventories/lab
 	@echo "make demo: done, the assistant answers"
 
-.PHONY: test
-test: prepare lint ## Run every check that CI runs (under 40 minutes)
-	$(if $(wildcard molecule),$(IN_VENV) molecule test)
-	$(IN_VENV) pytest $(PYTESTS)
+.PHONY: models
+models: setup ## Fetch the two small models of the lab into .lab/models
+	@$(IN_VENV) ansible-playbook -i localhost, lab/models.yml
 
-.PHONY: test-vm
-test-vm: setup ## Run the tests that need a virtual machine
-	$(call pytest_in,tests/vm)
+.PHONY: test
+test: prepare lint models ## Run every check that CI runs (under 40 minutes)
+	$(IN_VENV) pytest service/tests
+	$(IN_VENV) molecule test
+	$(IN_VENV) pytest tests/unit tests/lab
 
 .PHONY: test-full
-test-full: test ## Run the long tests too: drills, soaks, builds from source
-	$(call pytest_in,tests/full)
+test-full: test ## Run the long tests too: interrupted runs, a fleet, the other Debian
+	$(IN_VENV) pytest tests/full
 
 .PHONY: bench
-bench: setup ## Measure the service against the bare engine
-	$(call pytest_in,tests/bench)
+bench: models ## Measure the service against the bare engine, and the demo cold and warm
+	@mkdir -p .lab/bench
+	PYTHONPATH=service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf .lab/bench/service.json
+	PYTHONPATH=service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/service-gemma.json
+	$(BIN)/python tests/bench/bench_demo.py .lab/bench/demo.json
 
 .PHONY: lint
 lint: setup ## Run the linters and the type checks
@@ -63,7 +61,9 @@ lint: setup ## Run the linters and the type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/yamllint --strict .
 	$(IN_VENV) ansible-lint --offline
-	$(BIN)/mypy --strict $(TYPED)
+	set -e; for part in "lab tests/lab" tests/unit tests/full; do $(BIN)/mypy --strict $$part; done
+	$(BIN)/mypy --explicit-package-bases plugins
+	cd service && ../$(BIN)/mypy
 	@echo "make lint: done, nothing to mend"
 
 .PHONY: lock
