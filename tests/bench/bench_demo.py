@@ -5,8 +5,8 @@
 
     python tests/bench/bench_demo.py RESULT.json
 
-"Cold" is a new machine's: no virtual environment, no images, no models; only Docker's packages may be
-there. The images are taken away for it and made anew. "Warm" is the same command right after; "no
+"Cold" is a new machine's: no virtual environment, images or models, though Docker may be installed.
+The images are taken away for it and made anew. "Warm" is the same command right after; "no
 change" is the site playbook alone. Targets: cold under 600 s, warm under 90 s, on two cores.
 """
 

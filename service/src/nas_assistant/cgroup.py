@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What the container may use: memory and CPU limits of the control group, version 1 or 2."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# More threads than this gain nothing: a token is bound by memory bandwidth, which a few cores
+# exhaust.
+_MOST_USEFUL_THREADS = 8
+# Version 1 writes "no limit" as the largest whole number of pages.
+_NO_LIMIT = 1 << 60
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``memory`` in bytes, ``cpus`` as a fraction; None means: not limited."""
+
+    memory: int | None
+    cpus: float | None
+
+
+def read_limits(root: Path = Path("/")) -> Limits:
+    """The tightest limits on this process's groups; ``root`` is where proc and sys are."""
+    memory: list[int] = []
+    cpus: list[float] = []
+    for controllers, folder in _groups(root):
+        if "memory" in controllers:
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                value = _number(folder / name)
+                if value is not None and value < _NO_LIMIT:
+                    memory.append(value)
+        if "cpu" in controllers:
+            quota = _quota(folder)
+            if quota is not None:
+                cpus.append(quota)
+    return Limits(min(memory, default=None), min(cpus, default=None))
+
+
+def available_memory(root: Path = Path("/")) -> tuple[int, str]:
+    """Bytes of memory this process may use, and where that figure is from."""
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            total = int(line.split()[1]) * 1024
+            break
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = read_limits(root).memory
+    if limit is not None and limit < total:
+        return limit, "the container's memory limit"
+    return total, "the machine's memory"
+
+
+def usable_threads(root: Path = Path("/")) -> int:
+    """The engine threads that pay off: CPUs of the cpuset, less by a quota, up to a cap."""
+    # The affinity already reflects a cpuset of either version.
+    cpus = len(os.sched_getaffinity(0))
+    quota = read_limits(root).cpus
+    if quota is not None:
+        cpus = min(cpus, int(quota))
+    return max(1, min(cpus, _MOST_USEFUL_THREADS))
+
+
+def _groups(root: Path) -> Iterator[tuple[frozenset[str], Path]]:
+    """The folders that may limit this process, each with the controllers it stands for."""
+    mount = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if number == "0":
+            controllers, base = frozenset(("memory", "cpu")), mount
+        else:
+            controllers = frozenset(names.split(","))
+            base = mount / names
+        # In a container the path may be the host's and not exist here; the mount's root is then the
+        # own group.
+        inner = Path(path.lstrip("/"))
+        for part in (inner, *inner.parents):
+            folder = base / part
+            if folder.is_dir():
+                yield controllers, folder
+
+
+def _quota(folder: Path) -> float | None:
+    if (folder / "cpu.max").exists():
+        quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
+    else:
+        quota, period = (
+            _text(folder / "cpu.cfs_quota_us").strip(),
+            _text(folder / "cpu.cfs_period_us").strip(),
+        )
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        return None
+    return int(quota) / int(period)
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

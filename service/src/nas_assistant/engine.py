@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What the gateway asks of an engine, whatever stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that can be asked now. ``chat``: has a chat template. ``created``: Unix time."""
+
+    name: str
+    chat: bool
+    created: int
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Whether requests can be answered, if not why, and the models that can be asked."""
+
+    ready: bool
+    reason: str
+    models: Mapping[str, LoadedModel] = field(default_factory=dict)
+
+
+class EngineBusy(Exception):
+    """Every slot is taken and the queue is full. ``retry_after`` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class EngineUnavailable(Exception):
+    """The engine cannot answer, or stopped answering; the text says why."""
+
+
+class EngineAnswer(Protocol):
+    """An answer that has begun. Reading raises EngineUnavailable when the engine ends."""
+
+    @property
+    def status(self) -> int:
+        """The engine's HTTP status."""
+
+    async def read(self) -> bytes:
+        """The whole body."""
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes."""
+
+
+class Engine(Protocol):
+    """An engine behind the gateway."""
+
+    @property
+    def state(self) -> EngineState:
+        """The last known state; costs nothing."""
+
+    async def start(self) -> None:
+        """Called once, before the first request."""
+
+    async def close(self) -> None:
+        """Called once, after the last request."""
+
+    def generate(
+        self, model: str, path: str, body: bytes, key: str
+    ) -> AbstractAsyncContextManager[EngineAnswer]:
+        """Wait for a slot, send ``body`` to ``path``, and hold the slot until the context is left.
+
+        Raises EngineBusy or EngineUnavailable. Leaving early or being cancelled makes the engine
+        stop.
+        """

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""One engine process: its command, its start up to a warm model, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from nas_assistant.checks import CheckedModel
+from nas_assistant.child import child_command
+from nas_assistant.control import Backend
+from nas_assistant.engine import LoadedModel
+from nas_assistant.local_http import LocalHttpError, request
+from nas_assistant.logs import log
+from nas_assistant.settings import Settings, UnixAddress
+
+SOURCE_SERVER = "/opt/engine/llama-server"
+_POLL_SECONDS = 0.1
+# Weights come from a slow disk the first time they are touched.
+_START_SECONDS = 600
+_STOP_SECONDS = 5
+_KEPT_LINES = 5
+
+
+# How often an OpenMP thread looks before it sleeps at a barrier (libgomp). By default it looks
+# 300 000 times, and a thread that waits takes the CPU from the one that it waits for: with one
+# other busy process on two cores, one client got 2 tokens/s; with this it got 16. On an idle
+# machine no difference could be told from noise.
+_SPIN_COUNT = "1000"
+
+
+class EngineFailed(Exception):
+    """The engine ended, or does not answer; the text says why."""
+
+
+class EngineProcess:
+    """An engine that serves ``model``. ``folder`` is private; ``number`` tells starts apart."""
+
+    def __init__(
+        self, settings: Settings, model: CheckedModel, build: str, folder: Path, number: int
+    ) -> None:
+        self._settings = settings
+        self._model = model
+        self._build = build
+        name = f"engine-{model.settings.name}-{number}"
+        # The socket's name must end in .sock for llama.cpp to take it for one.
+        self._address = UnixAddress(str(folder / f"{name}.sock"))
+        self._key_file = folder / f"{name}.key"
+        self._api_key = secrets.token_urlsafe(32)
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    @property
+    def backend(self) -> Backend:
+        """How gateway workers reach it."""
+        model = LoadedModel(self._model.settings.name, self._model.chat, self._model.created)
+        return Backend(model, self._address.path, self._api_key)
+
+    async def start(self) -> None:
+        """Start, load, and answer one request for nobody. Raises EngineFailed."""
+        started = time.monotonic()
+        self._key_file.touch(mode=0o600)
+        self._key_file.write_text(self._api_key, encoding="ascii")
+        self._process = await asyncio.create_subprocess_exec(
+            *child_command(signal.SIGKILL, self._command()),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=_environ(),
+            # The supervisor alone decides when it ends, also after Ctrl-C in a terminal.
+            start_new_session=True,
+        )
+        self._reader = asyncio.create_task(self._read_output(self._process))
+        async with asyncio.timeout(_START_SECONDS):
+            while not await self.healthy():
+                await self._still_running()
+                await asyncio.sleep(_POLL_SECONDS)
+        loaded = time.monotonic()
+        await self._warm_up()
+        log(
+            logging.INFO,
+            "engine_ready",
+            model=self._model.settings.name,
+            threads=self._model.threads,
+            load_seconds=round(loaded - started, 2),
+            warm_up_seconds=round(time.monotonic() - loaded, 2),
+        )
+
+    async def healthy(self) -> bool:
+        """Whether it answers and its model is loaded."""
+        try:
+            status, _ = await asyncio.to_thread(request, self._address, "GET", "/health")
+        except LocalHttpError:
+            return False
+        return status == 200
+
+    async def wait(self) -> str:
+        """Wait for its end; return what is known about it."""
+        assert self._process is not None
+        code = await self._process.wait()
+        if self._reader is not None:
+            await self._reader
+        what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return " | ".join([f"the engine ended with {what}", *self._last_lines])
+
+    async def stop(self) -> None:
+        """End it: politely, then not. Harmless when it has ended."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self._process.wait()
+            except TimeoutError:
+                self.kill()
+                await self._process.wait()
+        for path in (self._key_file, Path(self._address.path)):
+            path.unlink(missing_ok=True)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    def _command(self) -> list[str]:
+        program = (
+            [sys.executable, "-m", "nas_assistant.wheel_server"]
+            if self._build == "wheel"
+            # Off: the web page, other clients' prompts, guessing sizes by itself, and any download.
+            else [SOURCE_SERVER, "--no-ui", "--no-slots", "--fit", "off", "--offline"]
+        )
+        settings, model = self._settings, self._model
+        options: dict[str, object] = {
+            "--model": model.path,
+            "--alias": model.settings.name,
+            "--host": self._address.path,
+            "--api-key-file": self._key_file,
+            "--ctx-size": model.settings.context * settings.slots,
+            "--parallel": settings.slots,
+            "--threads": model.threads,
+            # One for each slot, and some for health and for connections that are just ending.
+            "--threads-http": settings.slots + 4,
+            "--cache-ram": settings.cache_mib,
+            "--verbosity": 3 if settings.log_level == "debug" else 1,
+        }
+        template = model.settings.chat_template
+        if template:
+            options["--chat-template"] = template
+            # Of its built-in templates llama.cpp has only this one for its Jinja interpreter.
+            if template != "chatml":
+                program.append("--no-jinja")
+        return program + [str(word) for option in options.items() for word in option]
+
+    async def _warm_up(self) -> None:
+        """Generate a little: it touches every weight and compiles the chat template."""
+        path, payload = "/v1/completions", {"prompt": "Hello", "max_tokens": 4}
+        if self._model.chat:
+            path = "/v1/chat/completions"
+            payload = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+        try:
+            status, body = await asyncio.to_thread(
+                request,
+                self._address,
+                "POST",
+                path,
+                json.dumps(payload).encode(),
+                {"Authorization": f"Bearer {self._api_key}", "Content-Type": "application/json"},
+                _START_SECONDS,
+            )
+        except LocalHttpError as error:
+            await self._still_running()
+            raise EngineFailed(f"the engine did not answer its first request: {error}") from error
+        if status != 200:
+            text = body.decode("utf-8", "replace")[:300]
+            raise EngineFailed(f"the engine refused its first request with {status}: {text}")
+
+    async def _still_running(self) -> None:
+        assert self._process is not None
+        if self._process.returncode is not None:
+            raise EngineFailed(await self.wait())
+
+    async def _read_output(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while True:
+            try:
+                line = await process.stdout.readline()
+            except ValueError:  # longer than the reader's limit; what follows is read on
+                continue
+            if not line:
+                return
+            text = line.decode("utf-8", "replace").strip()
+            if text:
+                self._last_lines.append(text[:200])
+                log(logging.DEBUG, "engine_output", text)
+
+
+def _environ() -> dict[str, str]:
+    # llama.cpp takes any option from LLAMA_ARG_*; here only the configuration counts.
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    return kept | {"GOMP_SPINCOUNT": _SPIN_COUNT}

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The one error shape of the whole API, which is OpenAI's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+class ApiError(Exception):
+    """An error that a client sees. ``param`` names the request's field."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = dict(headers or {})
+
+    @property
+    def type(self) -> str:
+        """The class of error, derived from the status as OpenAI does."""
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self) -> bytes:
+        """The JSON body: ``{"error": {"message", "type", "param", "code"}}``."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A 400."""
+    return ApiError(400, code, message, param=param)
+
+
+def unavailable(reason: str) -> ApiError:
+    """A 503: trying again later may work."""
+    return ApiError(
+        503,
+        "not_ready",
+        f"The assistant cannot answer now: {reason}.",
+        headers={"Retry-After": "5"},
+    )
+
+
+def from_engine(status: int, body: bytes) -> ApiError:
+    """llama.cpp's error, whose code is a number, in our shape. ``body`` may be anything."""
+    try:
+        error: Any = json.loads(body)["error"]
+        message, kind = str(error["message"]), str(error.get("type", ""))
+        status = int(error.get("code", status))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, kind = "the engine answered with something that is not its error format", ""
+    if kind == "exceed_context_size_error":
+        return bad_request(message, "messages", "context_length_exceeded")
+    if status == 503:
+        return unavailable(message)
+    if 400 <= status < 500 and status not in (401, 403):
+        return bad_request(message, None, "invalid_value")
+    return ApiError(500, "engine_error", f"The engine failed: {message}")

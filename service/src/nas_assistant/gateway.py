@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The HTTP API: a Starlette application in front of an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from nas_assistant.engine import Engine, EngineAnswer, EngineBusy, EngineUnavailable, LoadedModel
+from nas_assistant.errors import ApiError, bad_request, from_engine, unavailable
+from nas_assistant.generation import Generation, parse_chat, parse_completion
+from nas_assistant.middleware import KEY_NAME, ApiKeyGuard, RequestLog, error_response
+from nas_assistant.settings import Settings
+
+MAX_BODY = 4 << 20
+_BODY_SECONDS = 60
+_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    # nginx would gather the tokens otherwise.
+    "x-accel-buffering": "no",
+}
+
+
+def create_app(settings: Settings, engine: Engine) -> Starlette:
+    """The whole API over ``engine``."""
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        await engine.close()
+
+    async def healthz(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(_: Request) -> Response:
+        if not engine.state.ready:
+            return error_response(unavailable(engine.state.reason))
+        return JSONResponse({"status": "ready", "models": sorted(engine.state.models)})
+
+    async def models(_: Request) -> Response:
+        data = [_describe(model) for model in engine.state.models.values()]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def model(request: Request) -> Response:
+        return JSONResponse(_describe(_find(settings, engine, request.path_params["id"])))
+
+    chat = _Generate("/v1/chat/completions", parse_chat, settings, engine)
+    completion = _Generate("/v1/completions", parse_completion, settings, engine)
+    return Starlette(
+        routes=[
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+            Route("/v1/models", models),
+            Route("/v1/models/{id}", model),
+            Route(chat.path, chat, methods=["POST"]),
+            Route(completion.path, completion, methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(RequestLog, access_log=settings.access_log),
+            Middleware(ApiKeyGuard, keys=settings.keys),
+        ],
+        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
+        lifespan=lifespan,
+    )
+
+
+class _Generate:
+    """One of the two endpoints that generate text, streamed or whole."""
+
+    def __init__(
+        self, path: str, parse: Callable[[bytes], Generation], settings: Settings, engine: Engine
+    ) -> None:
+        self.path = path
+        self._parse = parse
+        self._settings = settings
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        generation = self._parse(await _read_body(Request(scope, receive)))
+        model = _find(self._settings, self._engine, generation.model or self._settings.variant)
+        if self._parse is parse_chat and not model.chat:
+            raise bad_request(
+                f"The model '{model.name}' has no chat template, so it cannot chat: use "
+                f"/v1/completions, another "
+                "model, or set chat_template for it in the configuration.",
+                "model",
+                "model_not_chat",
+            )
+        answering = asyncio.ensure_future(
+            self._answer(generation, model.name, scope, receive, send)
+        )
+        leaving = asyncio.ensure_future(_client_left(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering
+        finally:
+            # A client that left, or a worker that stops: the engine must not go on for nobody.
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    async def _answer(
+        self, generation: Generation, model: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            async with self._engine.generate(
+                model, self.path, generation.body, scope[KEY_NAME]
+            ) as answer:
+                if answer.status != 200:
+                    raise from_engine(answer.status, await answer.read())
+                if generation.stream:
+                    await _stream(answer, send)
+                    return
+                body = await answer.read()
+        except EngineBusy as error:
+            raise ApiError(
+                429,
+                "queue_full",
+                "Too many requests are waiting already. Try again later.",
+                headers={"Retry-After": str(error.retry_after)},
+            ) from error
+        except EngineUnavailable as error:
+            raise unavailable(str(error)) from error
+        await Response(body, media_type="application/json")(scope, receive, send)
+
+
+async def _stream(answer: EngineAnswer, send: Send) -> None:
+    """Pass the engine's events on as they are; only errors are rewritten."""
+    headers = [(name.encode(), value.encode()) for name, value in _STREAM_HEADERS.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    held = b""
+    try:
+        async for chunk in answer.chunks():
+            held += chunk
+            # Whole events only, so that an error can never be split in two. Usually a chunk is one
+            # event.
+            end = held.rfind(b"\n\n") + 2
+            if end > 1:
+                await send(
+                    {"type": "http.response.body", "body": _rewrite(held[:end]), "more_body": True}
+                )
+                held = held[end:]
+    except EngineUnavailable as error:
+        held = b"data: " + unavailable(str(error)).body() + b"\n\n"
+    await send({"type": "http.response.body", "body": held, "more_body": False})
+
+
+def _rewrite(events: bytes) -> bytes:
+    # Inside a generated text the quotes would be escaped: these bytes are an error object and
+    # nothing else.
+    if b'{"error"' not in events:
+        return events
+    rewritten = []
+    for event in events.split(b"\n\n"):
+        name, _, data = event.partition(b":")
+        if name in (b"data", b"error") and data.lstrip().startswith(b'{"error"'):
+            event = b"data: " + from_engine(500, data).body()
+        rewritten.append(event)
+    return b"\n\n".join(rewritten)
+
+
+async def _read_body(request: Request) -> bytes:
+    too_large = ApiError(413, "request_too_large", f"The body is larger than {MAX_BODY >> 20} MiB.")
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > MAX_BODY:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise too_large
+    except TimeoutError as error:
+        raise ApiError(
+            408, "request_timeout", f"The body did not arrive within {_BODY_SECONDS} s."
+        ) from error
+    except ClientDisconnect as error:
+        raise ApiError(
+            400, "client_closed_request", "The client left before the body was complete."
+        ) from error
+    return bytes(body)
+
+
+async def _client_left(receive: Receive) -> None:
+    with suppress(OSError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def _find(settings: Settings, engine: Engine, name: str) -> LoadedModel:
+    state = engine.state
+    model = state.models.get(name)
+    if model is not None:
+        return model
+    if name not in settings.models:
+        raise ApiError(404, "model_not_found", f"The model '{name}' does not exist.", param="model")
+    if not state.ready:
+        raise unavailable(state.reason)
+    raise ApiError(
+        404,
+        "model_not_found",
+        f"The model '{name}' is configured but not loaded; loaded is "
+        f"'{', '.join(sorted(state.models))}'. "
+        f"Start the service with MODEL_VARIANT={name} to switch.",
+        param="model",
+    )
+
+
+def _describe(model: LoadedModel) -> dict[str, str | int]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "nas.assistant",
+    }
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        code, message = "not_found", f"There is nothing at {request.url.path}."
+    elif error.status_code == 405:
+        code, message = (
+            "method_not_allowed",
+            f"{request.method} is not allowed at {request.url.path}.",
+        )
+    else:
+        code, message = "http_error", error.detail
+    return error_response(ApiError(error.status_code, code, message, headers=error.headers))

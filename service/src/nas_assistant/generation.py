@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Reads a request for text: checks what would confuse the engine, and lets through only what is
+meant for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nas_assistant.errors import ApiError, bad_request
+
+_MAX_DEPTH = 32
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A checked request: ``model`` as named by the client, ``body`` for the engine."""
+
+    model: str | None
+    stream: bool
+    body: bytes
+
+
+def _integer(low: int, high: int) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        fine = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return None if fine else f"must be a whole number from {low} to {high}"
+
+    return check
+
+
+def _number(low: float, high: float) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        fine = (
+            isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+        )
+        return None if fine else f"must be a number from {low:g} to {high:g}"
+
+    return check
+
+
+def _of_type(kind: type, name: str) -> Callable[[Any], str | None]:
+    return lambda value: None if isinstance(value, kind) else f"must be {name}"
+
+
+def _only(allowed: Any) -> Callable[[Any], str | None]:
+    # "is" tells true from 1, which "==" does not.
+    return lambda value: (
+        None if type(value) is type(allowed) and value == allowed else f"supports only {allowed!r}"
+    )
+
+
+def _stop(value: Any) -> str | None:
+    stops = [value] if isinstance(value, str) else value
+    fine = (
+        isinstance(stops, list)
+        and len(stops) <= 4
+        and all(isinstance(stop, str) and stop for stop in stops)
+    )
+    return None if fine else "must be a string or a list of at most four strings, none empty"
+
+
+def _stream_options(value: Any) -> str | None:
+    fine = isinstance(value, dict) and isinstance(value.get("include_usage", False), bool)
+    return None if fine else "must be an object whose include_usage is true or false"
+
+
+def _logit_bias(value: Any) -> str | None:
+    if isinstance(value, dict):
+        check = _number(-100, 100)
+        if all(
+            key.isdecimal() and key.isascii() and check(bias) is None for key, bias in value.items()
+        ):
+            return None
+    return "must be an object of token numbers and biases from -100 to 100"
+
+
+def _tool_choice(value: Any) -> str | None:
+    return None if isinstance(value, str | dict) else "must be a string or an object"
+
+
+_boolean = _of_type(bool, "true or false")
+
+# What goes on to the engine. The rest is dropped: llama.cpp has private switches (slots, adapters,
+# cache) that a client must not reach, and OpenAI has fields (user, metadata, store) that mean
+# nothing here.
+_COMMON: Mapping[str, Callable[[Any], str | None]] = {
+    "stream": _boolean,
+    "stream_options": _stream_options,
+    "max_tokens": _integer(1, 1 << 20),
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "n": _only(1),
+    "stop": _stop,
+    "seed": _integer(-(1 << 31), (1 << 32) - 1),
+    "presence_penalty": _number(-2, 2),
+    "frequency_penalty": _number(-2, 2),
+    "logit_bias": _logit_bias,
+    "top_k": _integer(0, 1 << 20),
+    "min_p": _number(0, 1),
+    "repeat_penalty": _number(0, 10),
+}
+_CHAT: Mapping[str, Callable[[Any], str | None]] = {
+    **_COMMON,
+    "logprobs": _boolean,
+    "top_logprobs": _integer(0, 20),
+    "response_format": _of_type(dict, "an object"),
+    "tools": _of_type(list, "a list"),
+    "tool_choice": _tool_choice,
+    "parallel_tool_calls": _boolean,
+}
+_COMPLETION: Mapping[str, Callable[[Any], str | None]] = {**_COMMON, "logprobs": _integer(0, 20)}
+# Accepted while they ask for nothing.
+_COMPLETION_NEUTRAL = {"echo": False, "best_of": 1, "suffix": ""}
+
+
+def parse_chat(raw: bytes) -> Generation:
+    """Read the body of a chat request. Raises ApiError (400)."""
+    fields = _decode(raw)
+    if fields.get("max_completion_tokens") is not None:
+        _check(fields, "max_completion_tokens", _COMMON["max_tokens"])
+        fields["max_tokens"] = fields["max_completion_tokens"]
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise bad_request("'messages' must be a list with at least one message.", "messages")
+    return _generation(
+        fields, _CHAT, {"messages": [_message(item, at) for at, item in enumerate(messages)]}
+    )
+
+
+def parse_completion(raw: bytes) -> Generation:
+    """Read the body of a completion request. Raises ApiError (400)."""
+    fields = _decode(raw)
+    prompt = fields.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        # Several prompts would take several slots for one grant.
+        raise bad_request("'prompt' must be a string, or a list with one string.", "prompt")
+    for name, neutral in _COMPLETION_NEUTRAL.items():
+        if fields.get(name) is not None:
+            _check(fields, name, _only(neutral))
+    return _generation(fields, _COMPLETION, {"prompt": prompt})
+
+
+def _generation(
+    fields: dict[str, Any],
+    allowed: Mapping[str, Callable[[Any], str | None]],
+    payload: dict[str, Any],
+) -> Generation:
+    model = fields.get("model")
+    if model is not None and not isinstance(model, str):
+        raise bad_request("'model' must be a string.", "model")
+    for name, check in allowed.items():
+        # OpenAI's clients send null for what is not set.
+        if fields.get(name) is not None:
+            _check(fields, name, check)
+            payload[name] = fields[name]
+    try:
+        body = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise bad_request(
+            "A string in the body holds half of a surrogate pair.", None, "invalid_json"
+        ) from error
+    return Generation(model or None, payload.get("stream", False), body)
+
+
+def _message(message: Any, at: int) -> dict[str, Any]:
+    where = f"messages[{at}]"
+    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+        raise bad_request(
+            f"'{where}' must be an object whose role is one of {', '.join(_ROLES)}.", where
+        )
+    content = message.get("content")
+    if isinstance(content, list):
+        for part in content:
+            if (
+                not isinstance(part, dict)
+                or part.get("type") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                raise bad_request(
+                    f"'{where}.content' may hold only text parts: this model reads text.", where
+                )
+    elif not isinstance(content, str) and not (content is None and message["role"] == "assistant"):
+        raise bad_request(f"'{where}.content' must be a string or a list of text parts.", where)
+    # The newer name of the same role, which the templates of open models do not know.
+    return {**message, "role": "system"} if message["role"] == "developer" else message
+
+
+def _check(fields: Mapping[str, Any], name: str, check: Callable[[Any], str | None]) -> None:
+    complaint = check(fields[name])
+    if complaint:
+        raise bad_request(f"'{name}' {complaint}.", name)
+
+
+def _decode(raw: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise _not_json(f"not UTF-8 at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:
+        raise _not_json(str(error)) from error
+    if not isinstance(value, dict):
+        raise _not_json("not an object")
+    if _deeper_than(value, _MAX_DEPTH):
+        raise _not_json(f"nested deeper than {_MAX_DEPTH} levels")
+    return value
+
+
+def _not_json(why: str) -> ApiError:
+    return bad_request(
+        f"The body is not a JSON object that can be used: {why}.", None, "invalid_json"
+    )
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    """Whether nesting exceeds ``limit``, found without recursion."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True

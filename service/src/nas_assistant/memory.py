@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""How much memory a model takes, as figures that can be added up in a message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nas_assistant.gguf import GgufHead
+from nas_assistant.settings import Settings
+
+MIB = 1 << 20
+# Measured with SmolLM2 135M and Gemma 3 270M (4 slots of 2048 tokens): beside weights and KV cache
+# the engine held 45 to 75 MiB (vocabulary, compute buffers, code), a gateway worker about 45 MiB,
+# supervisor and gunicorn 30 each.
+_ENGINE_OVERHEAD = 96 * MIB
+_WORKER = 48 * MIB
+_PARENTS = 64 * MIB
+_BYTES_PER_VALUE = 2  # the KV cache holds 16-bit floats
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes of memory the service needs once its model is in use."""
+
+    weights: int
+    kv_cache: int
+    prompt_cache: int
+    engine: int
+    gateway: int
+
+    @property
+    def total(self) -> int:
+        """The sum, in bytes."""
+        return self.weights + self.kv_cache + self.prompt_cache + self.engine + self.gateway
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "KV cache": self.kv_cache,
+            "prompt cache": self.prompt_cache,
+            "engine": self.engine,
+            "gateway": self.gateway,
+        }
+        terms = " + ".join(f"{name} {in_mib(size)}" for name, size in parts.items())
+        return f"{terms} = {in_mib(self.total)} MiB"
+
+
+def in_mib(size: int) -> int:
+    """Bytes as MiB, rounded up."""
+    return -(-size // MIB)
+
+
+def memory_need(head: GgufHead, file_size: int, context: int, settings: Settings) -> MemoryNeed:
+    """What ``settings`` and a model file of ``file_size`` bytes need. Raises GgufError when the
+    head lacks a figure.
+
+    The KV cache is an upper bound: layers with a sliding window take less than the full context.
+    """
+    layers = head.number("block_count")
+    heads = head.per_layer("attention.head_count", layers, 0)
+    heads_kv = head.metadata.get(f"{head.architecture}.attention.head_count_kv")
+    per_layer = heads if heads_kv is None else head.per_layer("attention.head_count_kv", layers, 0)
+    default_length = head.number("embedding_length") // max(1, *heads)
+    (key,) = head.per_layer("attention.key_length", 1, default_length)
+    (value,) = head.per_layer("attention.value_length", 1, default_length)
+    per_token = sum(per_layer) * (key + value) * _BYTES_PER_VALUE
+    return MemoryNeed(
+        weights=file_size,
+        kv_cache=per_token * context * settings.slots,
+        prompt_cache=settings.cache_mib * MIB,
+        engine=_ENGINE_OVERHEAD,
+        gateway=settings.workers * _WORKER + _PARENTS,
+    )

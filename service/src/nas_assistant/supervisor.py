@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The container's first process: starts engine and gateway, watches them, and ends them in
+order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from nas_assistant.admission import Admission
+from nas_assistant.checks import CheckedModel, StartRefused
+from nas_assistant.child import child_command
+from nas_assistant.control import Backend, ControlServer
+from nas_assistant.engine_process import EngineFailed, EngineProcess
+from nas_assistant.logs import log
+from nas_assistant.settings import Settings
+
+_PROBE_SECONDS = 5
+_PROBES_MISSED = 3
+_LONGEST_BACK_OFF = 30.0
+# An engine that ran this long did not fail because of its start.
+_STABLE_SECONDS = 60
+# What gunicorn may take beyond the time that it gives its requests.
+_STOP_MARGIN = 10
+
+
+class Supervisor:
+    """Owns the engine processes, the queue, and the gateway. ``listeners`` are bound sockets."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        config: Path,
+        models: Mapping[str, CheckedModel],
+        build: str,
+        listeners: list[socket.socket],
+    ) -> None:
+        self._settings = settings
+        self._config = config
+        self._models = models
+        self._build = build
+        self._listeners = listeners
+        self._control = ControlServer(Admission(settings.slots, settings.queue))
+        self._backends: dict[str, Backend] = {}
+        self._engines: dict[str, EngineProcess] = {}
+        # Under /tmp, of this user alone: sockets and keys that are nobody else's.
+        self._private_dir = Path(tempfile.mkdtemp(prefix="nas-assistant-"))
+
+    async def run(self) -> int:
+        """Serve until a signal comes; return the exit code. Raises StartRefused when an engine does
+        not start.
+        """
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        stopped = asyncio.create_task(stopping.wait())
+        keepers: list[asyncio.Task[None]] = []
+        try:
+            await self._control.start(self._private_dir / "control.sock")
+            starting = asyncio.gather(*(self._start_engine(name) for name in self._models))
+            await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.gather(starting, return_exceptions=True)
+                return 0
+            try:
+                await starting
+            except EngineFailed as error:
+                raise StartRefused(
+                    f"{error}. The model file is whole; check its format and the memory"
+                ) from error
+            keepers = [asyncio.create_task(self._keep_engine(name)) for name in self._models]
+            return await self._serve(stopped)
+        finally:
+            for task in (*keepers, stopped):
+                task.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+            await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
+            await self._control.close()
+            shutil.rmtree(self._private_dir, ignore_errors=True)
+
+    async def _serve(self, stopped: asyncio.Task[bool]) -> int:
+        """Run the gateway until it ends or is to end."""
+        gateway = await self._start_gateway()
+        ended = asyncio.create_task(gateway.wait())
+        log(logging.INFO, "gateway_started", bind=[str(address) for address in self._settings.bind])
+        await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            log(
+                logging.ERROR,
+                "gateway_ended",
+                f"gunicorn ended by itself with {ended.result()}; ending too",
+            )
+            return 1
+        log(
+            logging.INFO,
+            "stopping",
+            "requests in flight may finish",
+            seconds=self._settings.timeout,
+        )
+        gateway.terminate()
+        try:
+            async with asyncio.timeout(self._settings.timeout + _STOP_MARGIN):
+                await asyncio.shield(ended)
+        except TimeoutError:
+            gateway.kill()
+            await ended
+        log(logging.INFO, "stopped")
+        return 0
+
+    async def _start_engine(self, name: str, number: int = 0) -> None:
+        engine = EngineProcess(
+            self._settings, self._models[name], self._build, self._private_dir, number
+        )
+        self._engines[name] = engine
+        try:
+            await engine.start()
+        except TimeoutError as error:
+            raise EngineFailed("the engine did not get ready in time") from error
+        self._backends[name] = engine.backend
+        self._control.publish(self._backends, "")
+
+    async def _keep_engine(self, name: str) -> None:
+        """Have an engine for ``name``, again and again."""
+        back_off, number = 1.0, 0
+        since = time.monotonic()
+        while True:
+            reason = await self._engine_end(self._engines[name])
+            if time.monotonic() - since > _STABLE_SECONDS:
+                back_off = 1.0
+            log(
+                logging.ERROR,
+                "engine_ended",
+                f"{reason}; starting it again in {back_off:g} s",
+                model=name,
+            )
+            self._backends.pop(name, None)
+            self._control.publish(
+                self._backends, f"{reason.partition(' | ')[0]}, it is being started again"
+            )
+            await self._engines[name].stop()
+            await asyncio.sleep(back_off)
+            back_off = min(back_off * 2, _LONGEST_BACK_OFF)
+            number += 1
+            since = time.monotonic()
+            try:
+                await self._start_engine(name, number)
+            except EngineFailed as error:
+                log(logging.ERROR, "engine_failed", str(error), model=name)
+                self._engines[name].kill()
+
+    async def _engine_end(self, engine: EngineProcess) -> str:
+        """Wait until ``engine`` ends, or kill it when it no longer answers; return the reason."""
+        ended = asyncio.create_task(engine.wait())
+        missed = 0
+        while not ended.done():
+            await asyncio.wait((ended,), timeout=_PROBE_SECONDS)
+            if not ended.done():
+                missed = 0 if await engine.healthy() else missed + 1
+                if missed == _PROBES_MISSED:
+                    engine.kill()
+                    await ended
+                    return f"the engine did not answer {missed} health checks and was killed"
+        return ended.result()
+
+    async def _start_gateway(self) -> asyncio.subprocess.Process:
+        # A copy, so that a worker that is replaced later has the settings of this start.
+        shutil.copyfile(self._config, self._private_dir / "config.ini")
+        environ = {key: value for key, value in os.environ.items() if key != "GUNICORN_CMD_ARGS"}
+        environ["NAS_ASSISTANT_PRIVATE_DIR"] = str(self._private_dir)
+        descriptors = [listener.fileno() for listener in self._listeners]
+        command = [
+            *(sys.executable, "-m", "gunicorn", "nas_assistant.worker:application()"),
+            *("--worker-class", "nas_assistant.worker.GatewayWorker"),
+            *("--logger-class", "nas_assistant.worker.JsonLogger"),
+            *("--workers", str(self._settings.workers)),
+            *("--timeout", str(self._settings.timeout)),
+            *("--graceful-timeout", str(self._settings.timeout)),
+            *("--log-level", self._settings.log_level),
+            # A file that gunicorn touches; the private folder is a tmpfs, so no disk can stall a
+            # worker.
+            *("--worker-tmp-dir", str(self._private_dir)),
+            *("--umask", "007"),
+            "--no-control-socket",
+            *(word for number in descriptors for word in ("--bind", f"fd://{number}")),
+        ]
+        process = await asyncio.create_subprocess_exec(
+            *child_command(signal.SIGTERM, command),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=environ,
+            # gunicorn reads a configuration file from its working folder; here there is none.
+            cwd=self._private_dir,
+            pass_fds=descriptors,
+            start_new_session=True,
+        )
+        for listener in self._listeners:
+            listener.close()
+        return process

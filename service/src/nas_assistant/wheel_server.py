@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The engine from the xllamacpp wheel, started with the same options as llama.cpp's own server.
+
+So both builds of the engine are one thing to the supervisor: a command that serves HTTP on a Unix
+socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+
+import xllamacpp
+
+
+def main() -> None:
+    """Load the model, serve until a signal ends the process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    server = xllamacpp.Server(_parameters(_options()))
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    del server
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="wheel_server")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--alias", required=True)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--api-key-file", required=True, type=Path)
+    parser.add_argument("--chat-template", default="")
+    parser.add_argument("--no-jinja", action="store_true")
+    for name in (
+        "--ctx-size",
+        "--parallel",
+        "--threads",
+        "--threads-http",
+        "--cache-ram",
+        "--verbosity",
+    ):
+        parser.add_argument(name, required=True, type=int)
+    return parser.parse_args()
+
+
+def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = options.model
+    parameters.model_alias = {options.alias}
+    parameters.hostnames = [options.host]
+    parameters.api_keys = [options.api_key_file.read_text(encoding="ascii").strip()]
+    parameters.chat_template = options.chat_template
+    parameters.use_jinja = not options.no_jinja
+    parameters.n_ctx = options.ctx_size
+    parameters.n_parallel = options.parallel
+    parameters.cpuparams.n_threads = options.threads
+    parameters.cpuparams_batch.n_threads = options.threads
+    parameters.n_threads_http = options.threads_http
+    parameters.cache_ram_mib = options.cache_ram
+    parameters.verbosity = options.verbosity
+    # What llama-server is told by flags, see engine_process.py.
+    parameters.ui = False
+    parameters.endpoint_slots = False
+    parameters.fit_params = False
+    return parameters
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What gunicorn loads: the application of one gateway worker, the worker class, and the logger."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from gunicorn.glogging import Logger
+from starlette.applications import Starlette
+from uvicorn_worker import UvicornWorker
+
+from nas_assistant.child import die_with_parent
+from nas_assistant.gateway import create_app
+from nas_assistant.llama_engine import LlamaEngine
+from nas_assistant.logs import configure
+from nas_assistant.settings import Settings
+
+# Set by the supervisor: the folder with its control socket and the configuration it was started
+# with.
+PRIVATE_DIR = "NAS_ASSISTANT_PRIVATE_DIR"
+CONTROL_SOCKET = "control.sock"
+CONFIG_COPY = "config.ini"
+
+
+def application() -> Starlette:
+    """The application, as the supervisor prepared it."""
+    private_dir = Path(os.environ[PRIVATE_DIR])
+    return create_app(
+        Settings.load(private_dir / CONFIG_COPY, os.environ),
+        LlamaEngine(private_dir / CONTROL_SOCKET),
+    )
+
+
+class GatewayWorker(UvicornWorker):
+    """One gateway process."""
+
+    CONFIG_KWARGS = {  # noqa: RUF012 - the name and type are uvicorn-worker's
+        "loop": "auto",
+        "http": "auto",
+        "ws": "none",
+        "lifespan": "on",
+        # The gateway logs requests itself, with the key's name and the request id.
+        "access_log": False,
+        "server_header": False,
+    }
+
+    def init_process(self) -> None:
+        """Called by gunicorn in the new process."""
+        # Not SIGTERM: until uvicorn runs, the master's handler is in place, which would swallow it.
+        die_with_parent(signal.SIGKILL, self.ppid)
+        super().init_process()
+
+
+class JsonLogger(Logger):
+    """gunicorn's and uvicorn's own messages as JSON lines."""
+
+    def setup(self, cfg: Any) -> None:
+        """Called by gunicorn in the master, before its first message."""
+        super().setup(cfg)
+        configure(cfg.loglevel)
+        # The worker class hands these handlers on to uvicorn's loggers.
+        self.error_log.handlers = list(logging.getLogger().handlers)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SECRET = "sk-test-secret"
+
+
+def key_line(name: str = "owner", secret: str = SECRET) -> str:
+    return f"{name} = sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
+
+
+def minimal_config(**server: object) -> str:
+    lines = ["[server]", *(f"{key} = {value}" for key, value in server.items())]
+    lines += ["[keys]", key_line(), "[model:default]", "file = tiny.gguf", f"sha256 = {'0' * 64}"]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "config.ini"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def gguf_string(text: str) -> bytes:
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def gguf_file(
+    *, template: str | None = None, context: int = 4096, vocabulary: int = 8, data: int = 64
+) -> bytes:
+    """A whole GGUF file of one layer: metadata, one float tensor of 16 values, its data."""
+    entries = [
+        gguf_string("general.architecture") + struct.pack("<I", 8) + gguf_string("llama"),
+        *(
+            gguf_string(f"llama.{key}") + struct.pack("<II", 4, value)
+            for key, value in {
+                "context_length": context,
+                "block_count": 1,
+                "embedding_length": 64,
+                "attention.head_count": 4,
+                "attention.head_count_kv": 2,
+            }.items()
+        ),
+        gguf_string("tokenizer.ggml.tokens")
+        + struct.pack("<IIQ", 9, 8, vocabulary)
+        + b"".join(gguf_string(f"t{number}") for number in range(vocabulary)),
+    ]
+    if template is not None:
+        entries.append(
+            gguf_string("tokenizer.chat_template") + struct.pack("<I", 8) + gguf_string(template)
+        )
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(entries)) + b"".join(entries)
+    head += gguf_string("weight") + struct.pack("<IQIQ", 1, 16, 0, 0)
+    return head + b"\0" * (-len(head) % 32) + b"\1" * data

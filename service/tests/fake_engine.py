@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""An engine that does what a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from nas_assistant.engine import EngineState, EngineUnavailable, LoadedModel
+
+READY = EngineState(
+    ready=True, reason="", models={"default": LoadedModel("default", chat=True, created=1)}
+)
+
+
+class FakeEngine:
+    """Answers with ``status`` and ``parts``; a part that is an exception is raised, None waits."""
+
+    def __init__(self, *parts: bytes | Exception | None, status: int = 200) -> None:
+        self.parts = parts
+        self.status = status
+        self.state = READY
+        self.refusal: Exception | None = None
+        self.requests: list[tuple[str, str, dict[str, Any], str]] = []
+        self.active = 0
+
+    async def start(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    @asynccontextmanager
+    async def generate(
+        self, model: str, path: str, body: bytes, key: str
+    ) -> AsyncIterator[FakeEngine]:
+        if self.refusal:
+            raise self.refusal
+        self.requests.append((model, path, json.loads(body), key))
+        self.active += 1
+        try:
+            yield self
+        finally:
+            self.active -= 1
+
+    async def read(self) -> bytes:
+        return b"".join([chunk async for chunk in self.chunks()])
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            if part is None:
+                await asyncio.sleep(3600)
+            elif isinstance(part, Exception):
+                raise part
+            else:
+                yield part
+
+
+DIED = EngineUnavailable("the engine ended while it was answering")

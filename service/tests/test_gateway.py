@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The API in one process, in front of a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from nas_assistant.engine import EngineBusy, EngineState, EngineUnavailable, LoadedModel
+from nas_assistant.gateway import MAX_BODY, create_app
+from nas_assistant.logs import JsonFormatter
+from nas_assistant.settings import Settings
+
+from .conftest import SECRET, minimal_config
+from .fake_engine import DIED, FakeEngine
+
+AUTH = {"Authorization": f"Bearer {SECRET}"}
+CHAT = "/v1/chat/completions"
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+LARGE = f"[model:large]\nfile = large.gguf\nsha256 = {'1' * 64}\n"
+
+
+@pytest.fixture
+def settings(write_config: Callable[[str], Path]) -> Settings:
+    return Settings.load(write_config(minimal_config() + LARGE), {})
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(b'{"choices":[]}')
+
+
+@pytest.fixture
+def client(settings: Settings, engine: FakeEngine) -> Iterator[TestClient]:
+    with TestClient(create_app(settings, engine), headers=AUTH) as client:
+        yield client
+
+
+def check_error(response: Any, status: int, code: str) -> dict[str, Any]:
+    """The one error shape: these four fields, no more and no less."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body: dict[str, dict[str, Any]] = response.json()
+    assert list(body) == ["error"]
+    assert list(body["error"]) == ["message", "type", "param", "code"]
+    assert body["error"]["code"] == code
+    assert isinstance(body["error"]["message"], str)
+    kinds = {429: "rate_limit_error"}
+    default = "invalid_request_error" if status < 500 else "server_error"
+    assert body["error"]["type"] == kinds.get(status, default)
+    return body["error"]
+
+
+def test_health_needs_no_key(client: TestClient, engine: FakeEngine) -> None:
+    client.headers.pop("Authorization")
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert client.get("/readyz").json() == {"status": "ready", "models": ["default"]}
+    engine.state = EngineState(ready=False, reason="warming up")
+    assert "warming up" in check_error(client.get("/readyz"), 503, "not_ready")["message"]
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer wrong", "Basic abc", "Bearer", f"Bearer {SECRET}x", "Bearer \xe9"]
+)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/nothing", "/v1", CHAT])
+def test_everything_under_v1_needs_a_key(client: TestClient, path: str, header: str) -> None:
+    client.headers.pop("Authorization")
+    headers = [(b"authorization", header.encode("latin-1"))] if header else []
+    response = client.get(path, headers=headers)
+    check_error(response, 401, "invalid_api_key")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_models(client: TestClient) -> None:
+    model = {"id": "default", "object": "model", "created": 1, "owned_by": "nas.assistant"}
+    assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
+    assert client.get("/v1/models/default").json() == model
+    check_error(client.get("/v1/models/none"), 404, "model_not_found")
+    error = check_error(client.get("/v1/models/large"), 404, "model_not_found")
+    assert "MODEL_VARIANT=large" in error["message"]
+
+
+def test_unknown_paths_and_methods(client: TestClient) -> None:
+    check_error(client.get("/nothing"), 404, "not_found")
+    check_error(client.get("/v1/nothing"), 404, "not_found")
+    response = client.delete("/v1/models")
+    check_error(response, 405, "method_not_allowed")
+    assert response.headers["allow"]
+    check_error(client.get(CHAT), 405, "method_not_allowed")
+
+
+def test_chat_forwards_only_what_is_allowed(client: TestClient, engine: FakeEngine) -> None:
+    request = HELLO | {
+        "model": "default",
+        "temperature": 0,
+        "max_completion_tokens": 5,
+        "top_k": 3,
+        "user": "me",
+        "stop": None,
+        "id_slot": 1,
+        "lora": [],
+        "cache_prompt": False,
+        "n_predict": -1,
+    }
+    assert client.post(CHAT, json=request).json() == {"choices": []}
+    sent = HELLO | {"temperature": 0, "max_tokens": 5, "top_k": 3}
+    assert engine.requests == [("default", CHAT, sent, "owner")]
+    assert engine.active == 0
+
+
+def test_completion(client: TestClient, engine: FakeEngine) -> None:
+    assert client.post("/v1/completions", json={"prompt": ["Once"], "echo": False}).is_success
+    assert engine.requests == [("default", "/v1/completions", {"prompt": "Once"}, "owner")]
+
+
+def test_developer_is_the_newer_name_of_system(client: TestClient, engine: FakeEngine) -> None:
+    client.post(CHAT, json={"messages": [{"role": "developer", "content": "be brief"}]})
+    assert engine.requests[0][2]["messages"] == [{"role": "system", "content": "be brief"}]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": ["hello"]}, "messages[0]"),
+        ({"messages": [{"role": "root", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": 1}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0]"),
+        (HELLO | {"model": 1}, "model"),
+        (HELLO | {"stream": "yes"}, "stream"),
+        (HELLO | {"stream_options": True}, "stream_options"),
+        (HELLO | {"max_tokens": 0}, "max_tokens"),
+        (HELLO | {"max_tokens": 1.5}, "max_tokens"),
+        (HELLO | {"max_tokens": True}, "max_tokens"),
+        (HELLO | {"max_completion_tokens": "5"}, "max_completion_tokens"),
+        (HELLO | {"n": 2}, "n"),
+        (HELLO | {"n": True}, "n"),
+        (HELLO | {"temperature": 3}, "temperature"),
+        (HELLO | {"temperature": "hot"}, "temperature"),
+        (HELLO | {"stop": ["a", ""]}, "stop"),
+        (HELLO | {"stop": ["a"] * 5}, "stop"),
+        (HELLO | {"seed": 1 << 40}, "seed"),
+        (HELLO | {"logit_bias": {"x": 1}}, "logit_bias"),
+        (HELLO | {"logit_bias": []}, "logit_bias"),
+        (HELLO | {"tools": {}}, "tools"),
+        (HELLO | {"response_format": "json"}, "response_format"),
+        (HELLO | {"top_logprobs": 21}, "top_logprobs"),
+    ],
+)
+def test_bad_chat_requests(
+    client: TestClient, engine: FakeEngine, request_: dict[str, Any], param: str
+) -> None:
+    error = check_error(client.post(CHAT, json=request_), 400, "invalid_value")
+    assert error["param"] == param
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        ({}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "best_of": 2}, "best_of"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "logprobs": True}, "logprobs"),
+    ],
+)
+def test_bad_completion_requests(client: TestClient, request_: dict[str, Any], param: str) -> None:
+    response = client.post("/v1/completions", json=request_)
+    assert check_error(response, 400, "invalid_value")["param"] == param
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"messages": NaN}',
+        b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}",
+        b'{"a": ' + b"9" * 5000 + b"}",
+        b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
+    ],
+)
+def test_bodies_that_are_no_json_object(client: TestClient, body: bytes) -> None:
+    check_error(client.post(CHAT, content=body), 400, "invalid_json")
+
+
+def test_large_bodies(client: TestClient) -> None:
+    too_large = b" " * (MAX_BODY + 1)
+    check_error(client.post(CHAT, content=too_large), 413, "request_too_large")
+    # Without a length, as chunks.
+    check_error(client.post(CHAT, content=iter([too_large])), 413, "request_too_large")
+
+
+def test_chat_without_a_template(client: TestClient, engine: FakeEngine) -> None:
+    engine.state = EngineState(True, "", {"default": LoadedModel("default", False, 1)})
+    error = check_error(client.post(CHAT, json=HELLO), 400, "model_not_chat")
+    assert "chat_template" in error["message"]
+    assert client.post("/v1/completions", json={"prompt": "Once"}).is_success
+
+
+def test_unready_and_busy(client: TestClient, engine: FakeEngine) -> None:
+    engine.refusal = EngineBusy(7)
+    response = client.post(CHAT, json=HELLO)
+    check_error(response, 429, "queue_full")
+    assert response.headers["retry-after"] == "7"
+    engine.refusal = EngineUnavailable("the engine ended")
+    response = client.post(CHAT, json=HELLO)
+    assert "the engine ended" in check_error(response, 503, "not_ready")["message"]
+    assert response.headers["retry-after"]
+    engine.state = EngineState(False, "loading")
+    check_error(client.post(CHAT, json=HELLO), 503, "not_ready")
+    assert client.get("/v1/models").json()["data"] == []
+
+
+ENGINE_400 = b'{"error":{"code":400,"message":"no","type":"invalid_request_error"}}'
+ENGINE_CONTEXT = (
+    b'{"error":{"code":400,"message":"request (99 tokens) exceeds the available context size",'
+    b'"type":"exceed_context_size_error","n_prompt_tokens":99,"n_ctx":9}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected", "code"),
+    [
+        (400, ENGINE_400, 400, "invalid_value"),
+        (400, ENGINE_CONTEXT, 400, "context_length_exceeded"),
+        (500, b'{"error":{"code":500,"message":"x","type":"server_error"}}', 500, "engine_error"),
+        (503, b'{"error":{"code":503,"message":"Loading model"}}', 503, "not_ready"),
+        (401, b'{"error":{"code":401,"message":"key"}}', 500, "engine_error"),
+        (500, b"<html>", 500, "engine_error"),
+        (500, b'{"error":"x"}', 500, "engine_error"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_engine_errors_are_rewritten(
+    settings: Settings, status: int, body: bytes, expected: int, code: str, stream: bool
+) -> None:
+    engine = FakeEngine(body, status=status)
+    with TestClient(create_app(settings, engine), headers=AUTH) as client:
+        check_error(client.post(CHAT, json=HELLO | {"stream": stream}), expected, code)
+    assert engine.active == 0
+
+
+EVENT = b'data: {"choices":[{"delta":{"content":"a {\\"error\\": 1}"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    "parts", [(EVENT, EVENT, DONE), (EVENT[:9], EVENT[9:] + EVENT[:5], EVENT[5:] + DONE)]
+)
+def test_stream_is_passed_on_as_it_is(settings: Settings, parts: tuple[bytes, ...]) -> None:
+    with TestClient(create_app(settings, FakeEngine(*parts)), headers=AUTH) as client:
+        response = client.post(CHAT, json=HELLO | {"stream": True})
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert response.headers["x-accel-buffering"] == "no"
+    assert response.content == EVENT + EVENT + DONE
+
+
+@pytest.mark.parametrize("cut", [0, 3, 20])
+@pytest.mark.parametrize("prefix", [b"data: ", b"error: "])
+def test_errors_inside_a_stream(settings: Settings, prefix: bytes, cut: int) -> None:
+    error = prefix + ENGINE_400 + b"\n\n"
+    parts = (EVENT, error[:cut], error[cut:])
+    with TestClient(create_app(settings, FakeEngine(*parts)), headers=AUTH) as client:
+        content = client.post(CHAT, json=HELLO | {"stream": True}).content
+    assert content.startswith(EVENT)
+    shape = json.loads(content.removeprefix(EVENT).removeprefix(b"data: "))
+    assert list(shape["error"]) == ["message", "type", "param", "code"]
+    assert isinstance(shape["error"]["code"], str)
+
+
+def test_engine_that_dies_while_it_answers(settings: Settings) -> None:
+    with TestClient(create_app(settings, FakeEngine(EVENT, DIED)), headers=AUTH) as client:
+        content = client.post(CHAT, json=HELLO | {"stream": True}).content
+        assert b'"code": "not_ready"' in content.removeprefix(EVENT)
+        assert not content.endswith(DONE)
+        check_error(client.post(CHAT, json=HELLO), 503, "not_ready")
+
+
+async def _leave_early(settings: Settings, stream: bool) -> tuple[FakeEngine, list[str]]:
+    engine = FakeEngine(EVENT, None)
+    app = create_app(settings, engine)
+    body = json.dumps(HELLO | {"stream": stream}).encode()
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
+    sent: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await asyncio.sleep(0.05)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {SECRET}".encode())],
+    }
+    async with asyncio.timeout(5):
+        await app(scope, receive, send)
+    return engine, sent
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_slot(settings: Settings, stream: bool) -> None:
+    engine, _ = asyncio.run(_leave_early(settings, stream))
+    assert len(engine.requests) == 1
+    assert engine.active == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("abc-1.2:3_4", True), ("", False), ("a b", False), ("x" * 65, False), ("a\tb", False)],
+)
+def test_request_id(client: TestClient, given: str, kept: bool) -> None:
+    answer = client.get("/healthz", headers={"X-Request-ID": given}).headers["x-request-id"]
+    assert (answer == given) is kept
+    assert len(answer) >= 11
+
+
+def test_log_line(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        client.post(CHAT, json=HELLO)
+    (record,) = (r for r in caplog.records if getattr(r, "event", "") == "request")
+    line = json.loads(JsonFormatter().format(record))
+    assert {"time", "level", "event", "method", "path", "status"} <= line.keys()
+    assert {"ms", "bytes", "request_id", "key"} <= line.keys()
+    assert (line["status"], line["key"], line["bytes"]) == (200, "owner", 14)
+    assert "hello" not in json.dumps(line)
+    assert SECRET not in caplog.text
+
+
+def test_a_crash_is_a_clean_500(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine(ZeroDivisionError("boom"))
+    with TestClient(create_app(settings, engine), headers=AUTH) as client:
+        error = check_error(client.post(CHAT, json=HELLO), 500, "internal_error")
+    assert "boom" not in error["message"]
+    assert any(record.exc_info for record in caplog.records)

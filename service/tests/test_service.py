@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The real service with a real model, over a socket, asked by the official client."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from .conftest import SECRET
+from .service_process import BASE_MODEL, CHAT_MODEL, Service
+
+MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
+
+
+@pytest.fixture(scope="module")
+def models() -> Path:
+    folder = os.environ.get("NAS_ASSISTANT_MODELS")
+    if not folder:
+        pytest.skip("NAS_ASSISTANT_MODELS does not name a folder with the test models")
+    missing = [name for name in (CHAT_MODEL, BASE_MODEL) if not (Path(folder) / name).exists()]
+    if missing:
+        pytest.skip(f"{folder} lacks {', '.join(missing)}")
+    return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One service for the tests that leave it as it was."""
+    service = Service(tmp_path_factory.mktemp("service"), models)
+    service.start()
+    yield service
+    assert service.stop() == 0
+
+
+@pytest.fixture
+def own_service(models: Path, tmp_path: Path) -> Iterator[Service]:
+    """A service to break; nothing of it may be left at the end."""
+    service = Service(tmp_path, models)
+    yield service
+    if service.process is not None and service.process.poll() is None:
+        service.stop(signal.SIGKILL)
+    service.wait(lambda: not service.pids("nas_assistant"), 10)
+
+
+def client_of(service: Service, key: str = SECRET) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[openai.OpenAI]:
+    with client_of(service) as client:
+        yield client
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["default"]
+    assert client.models.retrieve("default").owned_by == "nas.assistant"
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="default", messages=MESSAGES, temperature=0, max_completion_tokens=16
+    )
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.model == "default"
+    assert answer.usage is not None
+    assert 0 < answer.usage.completion_tokens <= 16
+
+
+def test_chat_stream_with_usage(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="default",
+        messages=MESSAGES,
+        temperature=0,
+        max_tokens=16,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert "Paris" in text
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens > chunks[-1].usage.completion_tokens
+
+
+def test_completion_and_its_stream(client: openai.OpenAI) -> None:
+    request = {"model": "default", "prompt": "Once upon a", "max_tokens": 8, "temperature": 0}
+    whole = client.completions.create(**request).choices[0].text  # type: ignore[call-overload]
+    stream = client.completions.create(**request, stream=True)  # type: ignore[call-overload]
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole != ""
+
+
+def test_errors(service: Service, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.AuthenticationError) as unauthorized:
+        client_of(service, "wrong").models.list()
+    assert unauthorized.value.code == "invalid_api_key"
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.chat.completions.create(model="gpt", messages=MESSAGES)
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError, match="MODEL_VARIANT=large"):
+        client.chat.completions.create(model="large", messages=MESSAGES)
+    with pytest.raises(openai.BadRequestError) as value:
+        client.chat.completions.create(model="default", messages=MESSAGES, max_tokens=0)
+    assert value.value.param == "max_tokens"
+    with pytest.raises(openai.BadRequestError) as too_long:
+        client.completions.create(model="default", prompt="word " * 3000)
+    assert too_long.value.code == "context_length_exceeded"
+
+
+def test_the_unix_socket_is_for_the_group(service: Service) -> None:
+    assert stat.S_IMODE(service.socket.stat().st_mode) == 0o660
+
+
+def test_healthcheck_and_private_files(service: Service) -> None:
+    done = subprocess.run(service.command("healthcheck"), env=service.environ(), timeout=30)
+    assert done.returncode == 0
+    (private,) = service.folder.glob("nas-assistant-*")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    (key,) = private.glob("*.key")
+    for pid in service.pids("nas_assistant"):
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+        assert key.read_text() not in command
+
+
+def test_one_engine_for_all_workers(service: Service) -> None:
+    # The master and two workers, all with the same command.
+    assert len(service.pids("-m gunicorn")) == 3
+    assert len(service.pids("-m nas_assistant.wheel_server")) == 1
+
+
+def test_more_requests_than_slots_all_get_their_answer(client: openai.OpenAI) -> None:
+    texts: list[str] = []
+
+    def ask() -> None:
+        answer = client.completions.create(
+            model="default", prompt="One, two, three,", max_tokens=8, temperature=0
+        )
+        texts.append(answer.choices[0].text)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(texts) == 8
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_the_engine(service: Service, stream: bool) -> None:
+    """Both slots are taken by clients that leave; the next answer must not wait for their text."""
+    for _ in range(2):
+        with client_of(service).with_options(timeout=30 if stream else 2) as impatient:
+            # Without its two end tokens the model cannot end before the client leaves.
+            endless = {"logit_bias": {"0": -100, "2": -100}, "max_tokens": 900}
+            request = {"model": "default", "prompt": "Tell", **endless}
+            if stream:
+                answer = impatient.completions.create(  # type: ignore[call-overload]
+                    **request, stream=True
+                )
+                next(iter(answer))
+                answer.close()
+            else:
+                with pytest.raises(openai.APITimeoutError):
+                    impatient.completions.create(**request)  # type: ignore[call-overload]
+    started = time.monotonic()
+    with client_of(service) as client:
+        client.completions.create(model="default", prompt="Hi", max_tokens=1)
+    # 900 tokens take at least nine seconds on any machine that this was measured on.
+    assert time.monotonic() - started < 6
+
+
+def test_stop_lets_a_stream_finish(own_service: Service) -> None:
+    own_service.start()
+    with client_of(own_service) as client:
+        stream = client.completions.create(
+            model="default", prompt="A story:", max_tokens=200, stream=True, temperature=0
+        )
+        chunks = [next(iter(stream))]
+        assert own_service.process is not None
+        own_service.process.send_signal(signal.SIGTERM)
+        chunks += list(stream)
+    assert chunks[-1].choices[0].finish_reason is not None
+    assert own_service.process.wait(30) == 0
+    assert own_service.log[-1]["event"] == "stopped"
+    assert not own_service.socket.exists()
+    assert not list(own_service.folder.glob("nas-assistant-*"))
+
+
+def test_engine_killed_while_it_streams(own_service: Service) -> None:
+    own_service.start()
+    with client_of(own_service) as client:
+        stream = client.completions.create(
+            model="default", prompt="A story:", max_tokens=900, stream=True
+        )
+        next(iter(stream))
+        (engine,) = own_service.pids("-m nas_assistant.wheel_server")
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(openai.APIError, match="cannot answer now"):
+            list(stream)
+        own_service.wait(lambda: own_service.status("/readyz") == 503, 5)
+        assert own_service.status("/healthz") == 200
+        own_service.wait(lambda: own_service.status("/readyz") == 200)
+        answer = client.completions.create(model="default", prompt="Hi", max_tokens=2)
+        assert answer.usage is not None
+    ended = [line for line in own_service.log if line["event"] == "engine_ended"]
+    assert "SIGKILL" in ended[0]["message"]
+
+
+def test_a_worker_that_dies_is_replaced(own_service: Service) -> None:
+    own_service.start()
+    before = own_service.pids("-m gunicorn")
+    os.kill(max(before), signal.SIGKILL)
+    own_service.wait(lambda: max(before) not in own_service.pids("-m gunicorn"))
+    own_service.wait(lambda: len(own_service.pids("-m gunicorn")) == 3)
+    with client_of(own_service) as client:
+        for _ in range(4):
+            client.completions.create(model="default", prompt="Hi", max_tokens=1)
+
+
+def test_gunicorn_killed_ends_the_service(own_service: Service) -> None:
+    own_service.start()
+    os.kill(min(own_service.pids("-m gunicorn")), signal.SIGKILL)
+    assert own_service.process is not None
+    assert own_service.process.wait(30) == 1
+
+
+def test_supervisor_killed_leaves_nothing_and_starts_again(own_service: Service) -> None:
+    own_service.start()
+    own_service.stop(signal.SIGKILL)
+    own_service.wait(lambda: not own_service.pids("nas_assistant"), 20)
+    own_service.start()
+    assert own_service.stop() == 0
+
+
+def test_base_model_completes_but_does_not_chat(own_service: Service) -> None:
+    own_service.start(MODEL_VARIANT="large")
+    with client_of(own_service) as client:
+        assert [model.id for model in client.models.list()] == ["large"]
+        assert client.completions.create(model="large", prompt="Paris is", max_tokens=4).choices
+        with pytest.raises(openai.BadRequestError, match="no chat template"):
+            client.chat.completions.create(model="large", messages=MESSAGES)
+
+
+@pytest.mark.parametrize("template", ["chatml", "gemma"])
+def test_base_model_chats_with_a_template(own_service: Service, template: str) -> None:
+    with own_service.config.open("a", encoding="utf-8") as config:
+        config.write(f"\nchat_template = {template}\n")
+    own_service.start(MODEL_VARIANT="large")
+    with client_of(own_service) as client:
+        answer = client.chat.completions.create(model="large", messages=MESSAGES, max_tokens=4)
+        assert answer.choices
+
+
+def test_refused_starts_say_why_in_one_line(own_service: Service) -> None:
+    def refusal(command: str = "serve", **environ: str) -> str:
+        code, lines = own_service.run(command, **environ)
+        errors = [line for line in lines if line["level"] == "error"]
+        assert code == 78
+        assert [line["event"] for line in errors] == ["start_refused"]
+        return str(errors[0]["message"])
+
+    whole = own_service.config.read_text("utf-8")
+    code, lines = own_service.run("check")
+    assert (code, [line["event"] for line in lines]) == (0, ["check_passed"])
+    assert "default, large" in refusal(MODEL_VARIANT="huge")
+    own_service.config.write_text(whole.replace("slots = 2", "slots = many"), "utf-8")
+    assert "slots = 'many'" in refusal("check")
+    own_service.config.write_text(whole.replace("workers = 2", "workers = 2\nfoo = 1"), "utf-8")
+    assert "unknown key" in refusal()
+    own_service.config.write_text(whole.replace(CHAT_MODEL, BASE_MODEL), "utf-8")
+    assert "SHA-256" in refusal()
+    own_service.config.write_text(whole.replace("127.0.0.1:", "192.0.2.1:"), "utf-8")
+    assert "cannot listen on 192.0.2.1" in refusal()
+    own_service.config.unlink()
+    assert "does not exist" in refusal()
+
+
+def test_two_instances_do_not_share_a_socket(own_service: Service) -> None:
+    own_service.start()
+    code, lines = own_service.run("serve")
+    assert code == 78
+    assert "cannot listen" in lines[-1]["message"] or "in use" in lines[-1]["message"]
+    assert own_service.status("/readyz") == 200
