@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = re.compile(r"nas-assistant:[0-9a-f]{12}|nas-lab.*")
 TARGETS = {"cold": 600, "warm": 90}  # seconds
 
 
@@ -42,7 +44,7 @@ def forget_images() -> None:
     """Remove the lab's images, and those built on them, unless a container still uses them."""
     listing = ("docker", "images", "--format", "{{.Repository}}:{{.Tag}}")
     names = subprocess.run(listing, check=True, capture_output=True, text=True).stdout.split()
-    ours = [name for name in names if name.startswith(("nas-assistant:", "nas-lab"))]
+    ours = [name for name in names if OURS.fullmatch(name)]
     if ours:
         subprocess.run(["docker", "rmi", *ours], check=True, stdout=sys.stderr)
     subprocess.run(["docker", "builder", "prune", "--force"], check=True, stdout=sys.stderr)
