@@ -20,7 +20,7 @@ from lab.inventory import Host
 from lab.progress import record, say
 
 NAME = "demo"
-QUESTION = "In two sentences: why would somebody run an AI assistant on a NAS at home?"
+QUESTION = "Explain in two sentences what a network-attached storage (NAS) is."
 
 _PATIENCE = 60  # seconds for a NAS that still loads its model
 _SITE = "Run the playbook again (`make demo`); it mends what is not as it should be."
@@ -59,21 +59,12 @@ def report(credentials: Path, used_inventory: str) -> None:
 
 
 def api_key(folder: Path) -> str:
-    """The owner's API key, as the playbooks left it.
-
-    In api_keys.json, or alone in api_key.owner.
-    """
-    several, alone = folder / "api_keys.json", folder / "api_key.owner"
+    """The owner's API key, as the playbooks left it."""
+    path = folder / "api_key.owner"
     try:
-        if alone.is_file():
-            return alone.read_text(encoding="utf-8").strip()
-        return str(json.loads(several.read_text(encoding="utf-8"))["owner"])
+        return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        raise LabError(
-            f"no API key: neither {alone} nor {several.name} is there. {_SITE}"
-        ) from None
-    except (ValueError, KeyError, TypeError):
-        raise LabError(f'{several} should read {{"owner": "<key>"}}. Remove it. {_SITE}') from None
+        raise LabError(f"no API key: {path} is missing. {_SITE}") from None
 
 
 def certificates(folder: Path, names: list[str]) -> str:
@@ -118,7 +109,7 @@ def demo_json(hosts: list[Host], bundle: Path, key: str, used_inventory: str) ->
         "url": f"https://{hosts[0].ssh_host}",
         "ca_file": str(bundle),
         "api_key": key,
-        "inventory": used_inventory,
+        "inventory": str(Path(used_inventory).resolve()),
         "hosts": [{name: getattr(host, name) for name in keys} for host in hosts],
     }
 
@@ -159,6 +150,8 @@ def _ask(url: str, key: str, trust: ssl.SSLContext | None) -> Answer:
     question = {
         "model": "default",
         "max_tokens": 96,
+        # So small a model is at its best when it does not improvise.
+        "temperature": 0.1,
         "messages": [{"role": "user", "content": QUESTION}],
     }
     request = urllib.request.Request(  # noqa: S310  # the URL is ours
