@@ -152,6 +152,16 @@ def test_what_was_altered_by_hand_is_mended(
     assert "changed=0" in again.stdout
 
 
+def test_a_reload_that_a_killed_run_left_undone_is_made_up_for(
+    host: Host, playbook: Playbook
+) -> None:
+    # As if the run had ended right after the file was written: new on disk, old in memory.
+    host.check_output("sleep 1; touch /etc/nginx/conf.d/nas-assistant.conf /etc/docker/daemon.json")
+    for name in ("proxy", "docker"):
+        assert "changed=1" in playbook(name).stdout
+        assert "changed=0" in playbook(name).stdout
+
+
 def test_absent_takes_away_and_present_brings_back(
     host: Host, playbook: Playbook, wait_ready: Callable[[], float]
 ) -> None:

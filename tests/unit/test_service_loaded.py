@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""When a service last read its files, and what that asks for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from ansible_collections.nas.assistant.plugins.modules.service_loaded import (
+    loaded_at,
+    newer_than,
+    plan,
+    timestamp,
+)
+
+START = "Sun 2026-11-22 17:02:09.434279 UTC"
+RELOAD = "Sun 2026-11-22 17:05:34.228269 UTC"
+
+
+def reload(time: str, status: int) -> str:
+    """One ExecReload as `systemctl show --timestamp=us+utc` prints it."""
+    return (
+        "{ path=/usr/sbin/nginx ; argv[]=/usr/sbin/nginx -s reload ; ignore_errors=no ; "
+        f"start_time=[{time}] ; stop_time=[{time}] ; pid=2045 ; code=exited ; status={status} }}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("properties", "expected"),
+    [
+        ({}, 0.0),
+        ({"InactiveExitTimestamp": ""}, 0.0),
+        ({"InactiveExitTimestamp": "n/a"}, 0.0),
+        ({"InactiveExitTimestamp": START}, timestamp(START)),
+        ({"InactiveExitTimestamp": START, "ExecReload": reload(RELOAD, 0)}, timestamp(RELOAD)),
+        # A reload that failed kept the old configuration.
+        ({"InactiveExitTimestamp": START, "ExecReload": reload(RELOAD, 1)}, timestamp(START)),
+        # A restart after the reload.
+        ({"InactiveExitTimestamp": RELOAD, "ExecReload": reload(START, 0)}, timestamp(RELOAD)),
+        ({"InactiveExitTimestamp": START, "ExecReload": reload("n/a", 0)}, timestamp(START)),
+    ],
+)
+def test_loaded_at(properties: dict[str, str], expected: float) -> None:
+    assert loaded_at(properties) == expected
+
+
+def test_timestamp_is_utc() -> None:
+    assert timestamp("Thu 1970-01-01 00:01:00.500000 UTC") == 60.5
+
+
+def test_newer_than(tmp_path: Path) -> None:
+    path = tmp_path / "site.conf"
+    path.write_text("x")
+    changed = path.stat().st_ctime
+    files = [str(path), str(tmp_path / "missing")]
+    assert newer_than(files, changed - 1) == [str(path)]
+    assert newer_than(files, changed) == []
+    # Renaming an old file into place is a change, though its content's time is old.
+    os.utime(path, (0, 0))
+    assert newer_than(files, changed - 1) == [str(path)]
+
+
+@pytest.mark.parametrize(
+    ("active", "enabled", "newer", "verbs"),
+    [
+        ("active", "enabled", [], []),
+        ("active", "enabled", ["f"], ["reload"]),
+        ("active", "static", ["f"], ["reload"]),
+        ("active", "disabled", [], ["enable"]),
+        ("inactive", "enabled", ["f"], ["start"]),
+        ("failed", "disabled", [], ["enable", "start"]),
+        ("inactive", "", [], ["enable", "start"]),
+    ],
+)
+def test_plan(active: str, enabled: str, newer: list[str], verbs: list[str]) -> None:
+    assert plan({"ActiveState": active, "UnitFileState": enabled}, newer, "reload") == verbs
