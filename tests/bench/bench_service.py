@@ -34,6 +34,7 @@ from typing import Any
 import aiohttp
 
 from nas_assistant.checks import check_start
+from nas_assistant.child import child_command
 from nas_assistant.engine_process import EngineProcess
 from nas_assistant.local_http import LocalHttpError, request
 from nas_assistant.settings import Settings, UnixAddress
@@ -205,6 +206,8 @@ def running_service(folder: Path, options: argparse.Namespace) -> Iterator[Targe
         *("--engine", options.engine),
     ]
     with (folder / "service.log").open("wb") as log:
+        # So that a bench that is cut short leaves nothing running.
+        command = child_command(signal.SIGTERM, command)
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         while process.poll() is None and not is_ready(address):

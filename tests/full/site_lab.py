@@ -45,7 +45,9 @@ class Lab:
         return httpx.Client(
             base_url=f"https://{host['ssh_host']}",
             verify=ssl.create_default_context(cafile=str(credentials / f"{host['name']}.crt")),
-            headers={"Authorization": f"Bearer {(credentials / 'api_key.owner').read_text()}"},
+            headers={
+                "Authorization": f"Bearer {(credentials / 'api_key.owner').read_text().strip()}"
+            },
             trust_env=False,
             timeout=120,
         )
