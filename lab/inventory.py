@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lab import paths, ssh
+from lab import image, paths, ssh
 from lab.errors import LabError
 
 
@@ -49,16 +49,16 @@ def write(name: str, debian: str, hosts: list[Host]) -> None:
     replace(path(name), json.dumps(document, indent=2) + "\n")
 
 
-def write_ansible(target: Path, name: str, hosts: list[Host]) -> None:
+def write_ansible(target: Path, name: str, debian: str, hosts: list[Host]) -> None:
     """Write an Ansible inventory of a lab."""
     if target.is_dir() or target.suffix not in (".yml", ".yaml"):
         raise LabError(
             f"{str(target)!r} cannot be an inventory: name a .yml file, for example hosts.yml."
         )
-    replace(target, ansible(name, hosts))
+    replace(target, ansible(name, debian, hosts))
 
 
-def ansible(name: str, hosts: list[Host]) -> str:
+def ansible(name: str, debian: str, hosts: list[Host]) -> str:
     """The text of a YAML inventory with these hosts in the group nas."""
     arguments = shlex.join(ssh.options(paths.lab(name)))
     lines = [f"# The lab {name}, written by `python3 -m lab up`.", "nas:", "  hosts:"]
@@ -75,6 +75,7 @@ def ansible(name: str, hosts: list[Host]) -> str:
         lines += [f"      {key}: {json.dumps(value)}" for key, value in values.items()]
     # Where the roles may keep what belongs to this lab, such as the keys that they make.
     lines += ["  vars:", f"    lab_dir: {json.dumps(str(paths.lab(name)))}"]
+    lines += [f"    lab_base_image: {image.base_name(debian)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -86,7 +86,7 @@ def _up(wish: Wish, size: int) -> None:
         hosts = list(pool.map(settle, wanted))
     inventory.write(wish.name, wish.debian, hosts)
     if wish.inventory:
-        inventory.write_ansible(wish.inventory.resolve(), wish.name, hosts)
+        inventory.write_ansible(wish.inventory.resolve(), wish.name, wish.debian, hosts)
     for host in hosts:
         devices = " ".join(host.disks)
         say(f"{host.name}: root@{host.ssh_host}, container {host.container}, disks {devices}")

@@ -125,8 +125,9 @@ class ActionModule(ActionBase):
         try:
             source = local_model(arguments, sha256)
             sent = self._send(source, asked, answer, task_vars)
-            if sent.get("failed") and answer["partial"]:
-                # What an earlier run left was the start of another file: once more, from nothing.
+            if sent.get("failed") and answer["partial"] and not sent.get("partial", 1):
+                # What an earlier run left was the start of another file, and was removed for that:
+                # once more, from nothing.
                 sent = self._send(source, asked, {**answer, "partial": 0}, task_vars)
             return result | sent
         except (ModelFileError, OSError, zipfile.BadZipFile) as error:

@@ -102,7 +102,7 @@ def ask(path: str) -> tuple[int, dict[str, object]]:
 def last_error(log: str) -> str:
     """Return the message of the last error in a log of JSON lines, else its last line."""
     last = ""
-    for line in log.splitlines():
+    for line in log.split("\n"):
         try:
             entry = json.loads(line)
         except ValueError:
@@ -143,7 +143,9 @@ def state_of(container: str) -> tuple[bool, int, str]:
 
 def give_up(container: str, reason: str) -> str:
     """Stop the container and return the message that says why."""
-    log = docker(["docker", "logs", "--tail", "50", container])
+    # Of this life only: an error of an earlier one may have been mended since.
+    started = docker(["docker", "inspect", "--format", "{{.State.StartedAt}}", container]).strip()
+    log = docker(["docker", "logs", "--since", started, "--tail", "50", container])
     docker(["docker", "stop", "--time", "10", container])
     return f"{container}: {last_error(log) or reason} ({reason}; the container was stopped)"
 

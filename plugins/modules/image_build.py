@@ -71,7 +71,7 @@ EXAMPLES = r"""
       ca_bundle: /etc/ssl/certs/company.pem
     archive_dir: ~/.cache/nas-assistant/images
   delegate_to: localhost
-  run_once: true
+  throttle: 1
 """
 
 RETURN = r"""
@@ -103,6 +103,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
@@ -112,30 +113,45 @@ from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
 )
 
 
-def read_ignored(context: str) -> list[str]:
-    """Return the patterns of the context's .dockerignore: plain names and globs are understood."""
+def read_patterns(context: str) -> list[str]:
+    """Return the patterns of the context's .dockerignore, none without such a file."""
     try:
         with open(os.path.join(context, ".dockerignore"), encoding="utf-8") as stream:
             lines = [line.strip() for line in stream]
     except FileNotFoundError:
         return []
-    return [line.removeprefix("**/").rstrip("/") for line in lines if line and line[0] != "#"]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def is_input(path: str, patterns: list[str]) -> bool:
+    """Return whether Docker sends this file (relative) to the build: the last pattern decides.
+
+    Understood are names, folders, globs, a leading ``**/`` and ``!``; ``*`` also crosses a slash,
+    which can only count a file too few under a glob inside a folder, and this project uses none.
+    """
+    parts = path.split("/")
+    # A pattern that fits a folder fits all that is in it.
+    prefixes = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    kept = True
+    for pattern in patterns:
+        bare = pattern.removeprefix("!").rstrip("/")
+        anywhere = bare.startswith("**/")
+        names = parts if anywhere else prefixes
+        if any(fnmatch.fnmatchcase(name, bare.removeprefix("**/")) for name in names):
+            kept = pattern.startswith("!")
+    return kept
 
 
 def context_files(context: str) -> list[str]:
-    """Return the files of the context, relative and sorted, without those that are ignored."""
-    ignored = read_ignored(context)
-
-    def kept(relative: str) -> bool:
-        names = (relative, os.path.basename(relative))
-        return not any(fnmatch.fnmatch(name, pattern) for name in names for pattern in ignored)
-
+    """Return the files that can change the image, relative and sorted."""
+    patterns = read_patterns(context)
     found = []
-    for folder, folders, files in os.walk(context):
-        inside = os.path.relpath(folder, context)
-        within = {name: os.path.normpath(os.path.join(inside, name)) for name in folders + files}
-        folders[:] = [name for name in folders if kept(within[name])]
-        found += [within[name] for name in files if kept(within[name])]
+    for folder, _, files in os.walk(context):
+        for name in files:
+            path = os.path.relpath(os.path.join(folder, name), context)
+            # Docker always reads these two, whatever is ignored.
+            if path in ("Dockerfile", ".dockerignore") or is_input(path, patterns):
+                found.append(path)
     return sorted(found)
 
 
@@ -180,14 +196,17 @@ def build(module: AnsibleModule, image: str) -> None:
 
 def save(image: str, image_id: str, folder: str, check_mode: bool) -> tuple[str, bool]:
     """Write the image to an archive named after its id; return its path and whether it was new."""
-    os.makedirs(folder, exist_ok=True)
     name = image.replace("/", "_").replace(":", "_")
     path = os.path.join(folder, f"{name}_{image_id.removeprefix('sha256:')[:12]}.tar")
     if os.path.exists(path):
         return path, False
     if not check_mode:
-        docker(["docker", "save", "--output", f"{path}.part", image])
-        os.replace(f"{path}.part", path)
+        os.makedirs(folder, exist_ok=True)
+        # Two runs may save the same image at the same time: each writes a file of its own.
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".part") as part:
+            docker(["docker", "save", "--output", part.name, image])
+            os.link(part.name, f"{part.name}.done")
+        os.replace(f"{part.name}.done", path)
     return path, True
 
 

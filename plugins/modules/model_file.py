@@ -109,7 +109,9 @@ partial:
   returned: always
 """
 
+import http.client
 import os
+import time
 import urllib.error
 
 from ansible.module_utils.basic import AnsibleModule
@@ -126,6 +128,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._model_file import (
     record,
 )
 
+PAUSE = 1.0  # seconds; doubled with each attempt
+
 
 def download_once(url: str, path: str, timeout: int) -> None:
     """Fetch what is missing of ``<path>.part``; raises OSError when the connection breaks."""
@@ -135,6 +139,9 @@ def download_once(url: str, path: str, timeout: int) -> None:
         try:
             response = open_url(url, headers=headers, timeout=timeout, http_agent="nas.assistant")
         except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 429 or error.code >= 500:
+                raise OSError(f"the server answered {error.code} {error.reason}") from error
             if error.code == 416:  # nothing is missing: the digest tells whether that is true
                 return
             raise ModelFileError(
@@ -161,13 +168,17 @@ def download(url: str, path: str, sha256: str, timeout: int, retries: int) -> No
     if not url.lower().startswith(("https://", "http://")):
         raise ModelFileError(f"url={url!r}: only https:// and http:// addresses can be fetched")
     resumed = partial_size(path) > 0
-    problem: OSError | None = None
-    for _attempt in range(retries + 1):
+    problem: Exception | None = None
+    for attempt in range(retries + 1):
+        if attempt:
+            time.sleep(min(2.0**attempt, 30) * PAUSE)
         try:
             download_once(url, path, timeout)
             break
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             problem = error
+        except ValueError as error:
+            raise ModelFileError(f"{url}: {error}; correct the address") from error
     else:
         raise ModelFileError(
             f"{url}: {problem}; {partial_size(path)} bytes are kept, "
@@ -273,7 +284,7 @@ def main() -> None:
     try:
         module.exit_json(**run(module))
     except (ModelFileError, OSError) as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=str(error), partial=partial_size(module.params["path"]))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ description:
   - Starts and enables a service, and reloads or restarts it when one of its files was changed after
     the service last read them.
   - Takes the place of a handler. A handler is lost when a run ends between the change and the
-    handler, and no later run notices; this module compares times that systemd and the file system
-    keep, so the next run puts it right.
+    handler, and no later run notices; this module compares the time of the service's last start, or
+    of the last reload that it made itself, with those of the files, so the next run puts it right.
 author:
   - The nas.assistant contributors
 options:
@@ -35,6 +35,10 @@ options:
     type: str
     choices: [reload, restart]
     default: reload
+  reload_first:
+    description: Reload before a restart, for what must be known by then (Docker's live restore).
+    type: bool
+    default: false
 attributes:
   check_mode:
     description: A unit that does not exist yet counts as one that would be started.
@@ -68,14 +72,16 @@ newer:
 """
 
 import os
-import re
+import time
 from datetime import UTC, datetime
 
 from ansible.module_utils.basic import AnsibleModule
 
-PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "InactiveExitTimestamp", "ExecReload")
+PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "InactiveExitTimestamp")
 TIME = "%a %Y-%m-%d %H:%M:%S.%f UTC"
-RELOADED = re.compile(r"start_time=\[([^]]+ UTC)\].*?code=exited ; status=0 ")
+# systemd forgets when a service was reloaded at its own next daemon-reload, so a stamp keeps it. In
+# /run, since no reload outlives a boot.
+STAMPS = "/run/nas-assistant/loaded"
 
 
 def timestamp(text: str) -> float:
@@ -86,11 +92,13 @@ def timestamp(text: str) -> float:
         return 0.0
 
 
-def loaded_at(properties: dict[str, str]) -> float:
-    """Return when the service last began to read its files: its start, or a reload that worked."""
-    times = [properties.get("InactiveExitTimestamp", "")]
-    times += RELOADED.findall(properties.get("ExecReload", ""))
-    return max(timestamp(text) for text in times)
+def loaded_at(properties: dict[str, str], stamp: str) -> float:
+    """Return when the service last began to read its files: its start, or a reload of ours.
+
+    :param stamp: file whose modification time is that of the reload; it may be missing.
+    """
+    started = timestamp(properties.get("InactiveExitTimestamp", ""))
+    return max(started, os.stat(stamp).st_mtime) if os.path.exists(stamp) else started
 
 
 def newer_than(files: list[str], moment: float) -> list[str]:
@@ -98,13 +106,26 @@ def newer_than(files: list[str], moment: float) -> list[str]:
     return [path for path in files if os.path.exists(path) and os.stat(path).st_ctime > moment]
 
 
-def plan(properties: dict[str, str], newer: list[str], action: str) -> list[str]:
+def plan(
+    properties: dict[str, str], newer: list[str], action: str, reload_first: bool = False
+) -> list[str]:
     """Return the systemctl verbs that are needed, in order."""
     # "static", "generated" and the like need no enabling and take none.
     verbs = ["enable"] if properties.get("UnitFileState") in ("disabled", "") else []
     if properties.get("ActiveState") not in ("active", "reloading", "activating"):
         return [*verbs, "start"]
-    return [*verbs, action] if newer else verbs
+    if not newer:
+        return verbs
+    return [*verbs, "reload", action] if reload_first and action == "restart" else [*verbs, action]
+
+
+def reload(module: AnsibleModule, stamp: str) -> None:
+    """Reload the service and remember when that began."""
+    os.makedirs(STAMPS, mode=0o755, exist_ok=True)
+    began = time.time()
+    systemctl(module, "reload", module.params["name"])
+    with open(stamp, "w", encoding="ascii"):
+        os.utime(stamp, (began, began))
 
 
 def systemctl(module: AnsibleModule, *arguments: str) -> str:
@@ -126,6 +147,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "files": {"type": "list", "elements": "path", "default": []},
             "action": {"type": "str", "choices": ["reload", "restart"], "default": "reload"},
+            "reload_first": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -137,11 +159,17 @@ def main() -> None:
     properties = dict(line.partition("=")[::2] for line in shown.splitlines())
     if properties.get("LoadState") == "not-found" and not module.check_mode:
         module.fail_json(msg=f"name={name}: systemd knows no such unit; install its package first")
-    newer = newer_than(module.params["files"], loaded_at(properties))
-    verbs = plan(properties, newer, module.params["action"])
+    action = module.params["action"]
+    # What only a restart makes the service read, no reload has made it read.
+    stamp = os.path.join(STAMPS, name) if action == "reload" else ""
+    newer = newer_than(module.params["files"], loaded_at(properties, stamp))
+    verbs = plan(properties, newer, action, module.params["reload_first"])
     if not module.check_mode:
         for verb in verbs:
-            systemctl(module, verb, name)
+            if verb == "reload" and stamp:
+                reload(module, stamp)
+            else:
+                systemctl(module, verb, name)
     state = f"{name}: {properties.get('UnitFileState') or 'missing'}, {properties['ActiveState']}"
     module.exit_json(
         changed=bool(verbs),

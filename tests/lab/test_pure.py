@@ -116,7 +116,7 @@ def test_known_hosts_replaces_the_keys_of_an_address_and_keeps_the_others() -> N
 
 
 def test_the_inventory_is_yaml_that_checks_host_keys(home: Path) -> None:
-    hosts = yaml.safe_load(inventory.ansible("demo", [HOST]))["nas"]["hosts"]
+    hosts = yaml.safe_load(inventory.ansible("demo", "12", [HOST]))["nas"]["hosts"]
     arguments = hosts["nas1"].pop("ansible_ssh_common_args")
     assert hosts == {
         "nas1": {
@@ -141,7 +141,7 @@ def test_lab_json_comes_back_as_it_was_written(home: Path) -> None:
 @pytest.mark.parametrize("target", [".", "hosts", "hosts.ini"])
 def test_an_inventory_has_a_name_that_ansible_reads(target: str) -> None:
     with pytest.raises(LabError, match=r"hosts\.yml"):
-        inventory.write_ansible(Path(target), "demo", [HOST])
+        inventory.write_ansible(Path(target), "demo", "12", [HOST])
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,28 @@ def test_digest_follows_the_inputs(context: Path, change: object, same: bool) ->
     assert (inputs_digest(str(context), {"ENGINE": "wheel"}) == before) is same
 
 
+@pytest.mark.parametrize(
+    ("patterns", "kept"),
+    [
+        ("*\n!src/\n!start.sh\n**/*.pyc\n", ["src/app.py", "start.sh"]),
+        ("*\n", []),
+        ("", ["src/app.py", "src/app.pyc", "start.sh", "tests/test_app.py"]),
+        ("src\n!src/app.py\n", ["src/app.py", "start.sh", "tests/test_app.py"]),
+    ],
+)
+def test_the_last_pattern_decides(context: Path, patterns: str, kept: list[str]) -> None:
+    (context / ".dockerignore").write_text(patterns)
+    assert context_files(str(context)) == sorted([".dockerignore", "Dockerfile", *kept])
+
+
+def test_the_services_own_files_are_inputs() -> None:
+    files = context_files(str(Path(__file__).parents[2] / "service"))
+    assert {"Dockerfile", "start.sh", "requirements.txt", "src/nas_assistant/gateway.py"} <= {
+        *files
+    }
+    assert not [path for path in files if path.startswith("tests/") or path.endswith(".pyc")]
+
+
 def test_digest_follows_the_arguments(context: Path) -> None:
     digests = {inputs_digest(str(context), {"ENGINE": engine}) for engine in ("wheel", "source")}
     assert len(digests) == 2

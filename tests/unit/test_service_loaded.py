@@ -16,15 +16,6 @@ from ansible_collections.nas.assistant.plugins.modules.service_loaded import (
 )
 
 START = "Sun 2026-11-22 17:02:09.434279 UTC"
-RELOAD = "Sun 2026-11-22 17:05:34.228269 UTC"
-
-
-def reload(time: str, status: int) -> str:
-    """One ExecReload as `systemctl show --timestamp=us+utc` prints it."""
-    return (
-        "{ path=/usr/sbin/nginx ; argv[]=/usr/sbin/nginx -s reload ; ignore_errors=no ; "
-        f"start_time=[{time}] ; stop_time=[{time}] ; pid=2045 ; code=exited ; status={status} }}"
-    )
 
 
 @pytest.mark.parametrize(
@@ -34,16 +25,16 @@ def reload(time: str, status: int) -> str:
         ({"InactiveExitTimestamp": ""}, 0.0),
         ({"InactiveExitTimestamp": "n/a"}, 0.0),
         ({"InactiveExitTimestamp": START}, timestamp(START)),
-        ({"InactiveExitTimestamp": START, "ExecReload": reload(RELOAD, 0)}, timestamp(RELOAD)),
-        # A reload that failed kept the old configuration.
-        ({"InactiveExitTimestamp": START, "ExecReload": reload(RELOAD, 1)}, timestamp(START)),
-        # A restart after the reload.
-        ({"InactiveExitTimestamp": RELOAD, "ExecReload": reload(START, 0)}, timestamp(RELOAD)),
-        ({"InactiveExitTimestamp": START, "ExecReload": reload("n/a", 0)}, timestamp(START)),
     ],
 )
-def test_loaded_at(properties: dict[str, str], expected: float) -> None:
-    assert loaded_at(properties) == expected
+def test_loaded_at(tmp_path: Path, properties: dict[str, str], expected: float) -> None:
+    assert loaded_at(properties, "") == expected
+    stamp = tmp_path / "nginx.service"
+    stamp.touch()
+    # A reload before the last start counts no more.
+    for moment, later in ((expected - 5, expected), (expected + 5, expected + 5)):
+        os.utime(stamp, (max(moment, 0), max(moment, 0)))
+        assert loaded_at(properties, str(stamp)) == later
 
 
 def test_timestamp_is_utc() -> None:
@@ -76,3 +67,10 @@ def test_newer_than(tmp_path: Path) -> None:
 )
 def test_plan(active: str, enabled: str, newer: list[str], verbs: list[str]) -> None:
     assert plan({"ActiveState": active, "UnitFileState": enabled}, newer, "reload") == verbs
+
+
+def test_plan_reloads_before_a_restart_where_asked() -> None:
+    active = {"ActiveState": "active", "UnitFileState": "enabled"}
+    assert plan(active, ["f"], "restart") == ["restart"]
+    assert plan(active, ["f"], "restart", reload_first=True) == ["reload", "restart"]
+    assert plan(active, [], "restart", reload_first=True) == []

@@ -69,7 +69,7 @@ def test_no_secret_where_others_look(host: Host, key: str, inspected: dict[str, 
     assert key not in str(inspected)
     assert key not in host.check_output("ps -eo args")
     assert key not in host.check_output(f"docker logs {CONTAINER} 2>&1")
-    assert key not in host.check_output("docker history --no-trunc $(docker images -q | head -1)")
+    assert key not in host.check_output("docker history --no-trunc " + inspected["Image"])
     config = host.file("/etc/nas-assistant/config.ini")
     assert (config.user, config.gid, config.mode) == ("root", 10001, 0o640)
     assert key not in config.content_string

@@ -62,6 +62,8 @@ def test_stopped_service_is_said_in_one_shape(
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"assistant_model_variant": "huge"}, ["assistant_model_variant=huge", "default, large"]),
     ({"assistant_resources": {"memory": "200m"}}, ["memory", "MiB"]),
+    ({"assistant_resources": {"memory": "1g", "cpus": 99}}, ["cpus at most the"]),
+    ({"docker_daemon": {"no-such-key": 1}}, ["no-such-key", "was put back"]),
     ({"assistant_engine": {"slots": 0}}, ["slots"]),
     ({"assistant_api_keys": {"owner": "short"}}, ["32 characters"]),
     ({"assistant_models": {"default": {"file": "../x.gguf"}}}, ["assistant_models: default"]),
@@ -78,7 +80,7 @@ def test_wrong_input_is_refused_and_the_old_service_goes_on(
 ) -> None:
     look = "docker inspect nas-assistant --format '{{.State.StartedAt}}'"
     started = host.check_output(look)
-    done = playbook("assistant", **variables)
+    done = playbook("docker" if "docker_daemon" in variables else "assistant", **variables)
     assert done.returncode != 0
     for words in said:
         assert words in done.stdout, done.stdout
@@ -100,6 +102,33 @@ def test_corrupt_model_is_said_by_log_and_mended_by_the_playbook(
     done = playbook("assistant")
     assert done.returncode == 0, done.stdout
     wait_ready()
+    assert ask(client).status_code == 200
+
+
+def test_check_mode_shows_a_change_to_come(playbook: Playbook) -> None:
+    for variables in ({"assistant_server": {"queue": 7}}, {"assistant_image": {"engine": "x"}}):
+        done = playbook("site", "--check", "--diff", **variables)
+        if "assistant_server" in variables:
+            assert done.returncode == 0, done.stdout
+            assert "+queue = 7" in done.stdout
+        else:
+            assert "value of engine must be one of: source, wheel" in done.stdout
+
+
+def test_a_site_that_does_not_get_on_with_others_is_taken_back(
+    host: Host, client: httpx.Client, playbook: Playbook
+) -> None:
+    rival = "/etc/nginx/conf.d/zz-rival.conf"
+    host.check_output(f"echo 'upstream nas_assistant {{ server 127.0.0.1:9; }}' > {rival}")
+    try:
+        done = playbook("proxy", proxy_body_limit="5m")
+        assert done.returncode != 0
+        assert "duplicate upstream" in done.stdout
+        assert "Nginx was left as it was" in done.stdout
+        assert host.run("grep -c 'max_body_size 4m' /etc/nginx/conf.d/nas-assistant.conf").rc == 0
+    finally:
+        host.check_output(f"rm {rival}")
+    assert host.run("nginx -t").rc == 0
     assert ask(client).status_code == 200
 
 

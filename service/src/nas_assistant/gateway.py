@@ -58,7 +58,7 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
 
     chat = _Generate("/v1/chat/completions", parse_chat, settings, engine)
     completion = _Generate("/v1/completions", parse_completion, settings, engine)
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -74,6 +74,9 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
         exception_handlers={ApiError: _api_error, HTTPException: _http_error},
         lifespan=lifespan,
     )
+    # A redirect could not know the scheme that the client used, and would send it to plain HTTP.
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Generate:

@@ -157,7 +157,8 @@ class Supervisor:
             since = time.monotonic()
             try:
                 await self._start_engine(name, number)
-            except EngineFailed as error:
+            except (EngineFailed, OSError) as error:
+                # OSError: no process, memory or disk to be had just now. It may pass.
                 log(logging.ERROR, "engine_failed", str(error), model=name)
                 self._engines[name].kill()
 
