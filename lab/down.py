@@ -15,7 +15,8 @@ from lab.progress import say, step, warn
 from lab.run import run
 
 # Kept by `down`: what takes long to get and is not part of a lab.
-KEPT = ("cache", "locks")
+# What was downloaded or measured outlives the labs.
+KEPT = ("bench", "cache", "locks", "models")
 
 
 def down(name: str) -> None:

@@ -16,7 +16,7 @@ IMAGE = "image"
 
 # Part of a host name, a container's name and a folder's.
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,29}")
-_TAKEN = (IMAGE, "cache", "locks")
+_TAKEN = (IMAGE, "bench", "cache", "locks", "models", "tests")
 
 
 def checked(name: str) -> str:

@@ -33,8 +33,8 @@ _KEPT_LINES = 5
 
 # How often an OpenMP thread looks before it sleeps at a barrier (libgomp). By default it looks
 # 300 000 times, and a thread that waits takes the CPU from the one that it waits for: with one
-# other busy process on two cores, one client got 2 tokens/s; with this it got 16. On an idle
-# machine no difference could be told from noise.
+# other busy process on two cores, one client got 2 tokens/s; with this it got 16. The price on an
+# idle machine is not settled: eight clients lost about a fifth in three of four rounds.
 _SPIN_COUNT = "1000"
 
 
