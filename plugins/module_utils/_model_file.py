@@ -20,6 +20,8 @@ from typing import BinaryIO
 
 GGUF_MAGIC = b"GGUF"
 BLOCK = 1 << 20
+# A model never takes the last bytes: logs, databases and the system live on the same disk.
+RESERVE = 256 << 20
 
 
 class ModelFileError(Exception):
@@ -74,34 +76,63 @@ def check_gguf(path: str) -> None:
     with open(path, "rb") as stream:
         magic = stream.read(len(GGUF_MAGIC))
     if magic != GGUF_MAGIC:
-        raise ModelFileError(
-            f"{path}: not a GGUF file (it begins with {magic!r}, not {GGUF_MAGIC!r}); "
-            "give the address of the .gguf file itself, not of a page about it"
-        )
+        raise ModelFileError(not_gguf(path, magic))
+
+
+def not_gguf(source: str, magic: bytes) -> str:
+    """Return the message about a file that begins with ``magic``."""
+    return (
+        f"{source}: not a GGUF file (it begins with {magic!r}, not {GGUF_MAGIC!r}); "
+        "give the address of the .gguf file itself, not of a page about it"
+    )
 
 
 def check_free_space(path: str, needed: int) -> None:
-    """Raise ModelFileError when the filesystem of ``path`` cannot take ``needed`` more bytes."""
+    """Raise ModelFileError unless ``needed`` bytes fit beside ``path`` and leave RESERVE free."""
     stat = os.statvfs(os.path.dirname(path) or ".")
     free = stat.f_bavail * stat.f_frsize
-    if needed > free:
+    if needed + RESERVE > free:
         raise ModelFileError(
-            f"{path}: needs {needed >> 20} MiB and the filesystem has {free >> 20} MiB free; "
-            "free some space or set another models folder"
+            f"{path}: needs {needed >> 20} MiB, and {RESERVE >> 20} MiB are kept free for "
+            f"everything else, but the filesystem has {free >> 20} MiB free; free some space or "
+            "set another models folder"
         )
 
 
 @contextmanager
 def partial_file(path: str) -> Iterator[BinaryIO]:
-    """Open ``<path>.part`` at its end, locked, so that two runs never mix their bytes."""
-    with open(f"{path}.part", "ab") as stream:
+    """Open ``<path>.part`` at its end, locked, so that two runs never mix their bytes.
+
+    Who holds it may also rename it. One that is still empty at the end is removed.
+    """
+    partial = f"{path}.part"
+    while True:
+        stream = open(partial, "a+b")  # noqa: SIM115 (locked, then checked, before it is used)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            stream.close()
             raise ModelFileError(
                 f"{path}: another run is writing this model; wait for it to end"
             ) from error
-        yield stream
+        if _is_at(stream, partial):
+            break
+        stream.close()  # renamed or removed between open and lock
+    with stream:
+        try:
+            yield stream
+        finally:
+            stream.flush()
+            if os.fstat(stream.fileno()).st_size == 0 and _is_at(stream, partial):
+                os.unlink(partial)
+
+
+def _is_at(stream: BinaryIO, path: str) -> bool:
+    """Whether ``path`` still names the open file."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def partial_size(path: str) -> int:
@@ -112,27 +143,38 @@ def partial_size(path: str) -> int:
         return 0
 
 
-def install(path: str, sha256: str, source: str) -> None:
-    """Verify ``<path>.part`` and give it its final name.
+def check_beginning(stream: BinaryIO, source: str) -> None:
+    """Refuse a partial model that does not begin like a GGUF file, before the rest is fetched.
+
+    :raises ModelFileError: after emptying the file, for nothing can be added to it that helps.
+    """
+    stream.seek(0)
+    magic = stream.read(len(GGUF_MAGIC))
+    stream.seek(0, os.SEEK_END)
+    if magic != GGUF_MAGIC[: len(magic)]:
+        stream.truncate(0)
+        raise ModelFileError(not_gguf(source, magic))
+
+
+def install(stream: BinaryIO, path: str, sha256: str, source: str) -> None:
+    """Verify the partial file that ``partial_file`` opened and give it its final name.
 
     :param source: where the bytes came from, for the message.
-    :raises ModelFileError: wrong digest or no GGUF; the partial file is removed then, since
+    :raises ModelFileError: wrong digest or no GGUF; the partial file is emptied then, since
         resuming from wrong bytes can never end right.
     """
     partial = f"{path}.part"
-    try:
-        found = sha256_of(partial)
-        if found != sha256:
-            raise ModelFileError(
-                f"{source}: SHA-256 is {found}, expected {sha256}; the file was changed at its "
-                "source or damaged on the way: check the digest that the model's publisher gives"
-            )
-        check_gguf(partial)
-    except ModelFileError:
-        os.unlink(partial)
-        raise
+    stream.flush()
+    check_beginning(stream, source)
+    found = sha256_of(partial)
+    if found != sha256:
+        stream.truncate(0)
+        raise ModelFileError(
+            f"{source}: SHA-256 is {found}, expected {sha256}; the file was changed at its "
+            "source or damaged on the way: check the digest that the model's publisher gives"
+        )
+    check_gguf(partial)
     os.chmod(partial, 0o644)
-    with open(partial, "rb") as stream:
-        os.fsync(stream.fileno())
+    os.fsync(stream.fileno())
     os.replace(partial, path)
     record(path, sha256)

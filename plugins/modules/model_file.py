@@ -51,7 +51,7 @@ options:
     type: int
     default: 60
   retries:
-    description: How often an interrupted download is taken up again.
+    description: How often in a row a download is tried again that brings no more bytes.
     type: int
     default: 5
   part:
@@ -63,10 +63,10 @@ options:
     description: Size that the partial model must have before I(part) is appended.
     type: int
     default: 0
-  complete:
-    description: Whether I(part) was the last piece.
-    type: bool
-    default: false
+  whole:
+    description: Size of the whole model, in bytes; with the last of them it is put in place.
+    type: int
+    default: 0
 attributes:
   check_mode:
     description: Reports whether the model would be fetched; transfers nothing.
@@ -111,14 +111,17 @@ partial:
 
 import http.client
 import os
+import shutil
 import time
 import urllib.error
+from typing import BinaryIO
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 from ansible_collections.nas.assistant.plugins.module_utils._model_file import (
     BLOCK,
     ModelFileError,
+    check_beginning,
     check_free_space,
     current_sha256,
     install,
@@ -131,23 +134,23 @@ from ansible_collections.nas.assistant.plugins.module_utils._model_file import (
 PAUSE = 1.0  # seconds; doubled with each attempt
 
 
-def download_once(url: str, path: str, timeout: int) -> None:
-    """Fetch what is missing of ``<path>.part``; raises OSError when the connection breaks."""
-    with partial_file(path) as stream:
-        have = stream.tell()
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        try:
-            response = open_url(url, headers=headers, timeout=timeout, http_agent="nas.assistant")
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 429 or error.code >= 500:
-                raise OSError(f"the server answered {error.code} {error.reason}") from error
-            if error.code == 416:  # nothing is missing: the digest tells whether that is true
-                return
-            raise ModelFileError(
-                f"{url}: the server answered {error.code} {error.reason}; check the address"
-                + (" and whether it asks for a login" if error.code in (401, 403) else "")
-            ) from error
+def download_once(url: str, path: str, stream: BinaryIO, timeout: int) -> None:
+    """Fetch what is missing of the partial file; raises OSError when the connection breaks."""
+    have = stream.seek(0, os.SEEK_END)
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    try:
+        response = open_url(url, headers=headers, timeout=timeout, http_agent="nas.assistant")
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 429 or error.code >= 500:
+            raise OSError(f"the server answered {error.code} {error.reason}") from error
+        if error.code == 416:  # nothing is missing: the digest tells whether that is true
+            return
+        raise ModelFileError(
+            f"{url}: the server answered {error.code} {error.reason}; check the address"
+            + (" and whether it asks for a login" if error.code in (401, 403) else "")
+        ) from error
+    with response:
         if have and response.status != 206:  # the server cannot resume
             stream.truncate(0)
         length = int(response.headers.get("Content-Length") or 0)
@@ -155,9 +158,30 @@ def download_once(url: str, path: str, timeout: int) -> None:
         received = 0
         while block := response.read(BLOCK):
             stream.write(block)
+            if not received:
+                check_beginning(stream, url)
             received += len(block)
-        if received < length:
-            raise OSError(f"the connection ended after {received} of {length} bytes")
+    if received < length:
+        raise OSError(f"the connection ended after {received} of {length} bytes")
+
+
+def download_all(url: str, path: str, stream: BinaryIO, timeout: int, retries: int) -> None:
+    """Fetch the partial file to its end; only attempts that brought nothing count as retries."""
+    failures = 0
+    while True:
+        before = stream.seek(0, os.SEEK_END)
+        try:
+            return download_once(url, path, stream, timeout)
+        except (OSError, http.client.HTTPException) as error:
+            after = stream.seek(0, os.SEEK_END)
+            failures = 1 if after > before else failures + 1
+            if failures > retries:
+                raise ModelFileError(
+                    f"{url}: {error}; {after} bytes are kept, and the next run goes on from there"
+                ) from error
+            time.sleep(min(2.0**failures, 30) * PAUSE)
+        except ValueError as error:
+            raise ModelFileError(f"{url}: {error}; correct the address") from error
 
 
 def download(url: str, path: str, sha256: str, timeout: int, retries: int) -> None:
@@ -167,44 +191,37 @@ def download(url: str, path: str, sha256: str, timeout: int, retries: int) -> No
     """
     if not url.lower().startswith(("https://", "http://")):
         raise ModelFileError(f"url={url!r}: only https:// and http:// addresses can be fetched")
-    resumed = partial_size(path) > 0
-    problem: Exception | None = None
-    for attempt in range(retries + 1):
-        if attempt:
-            time.sleep(min(2.0**attempt, 30) * PAUSE)
-        try:
-            download_once(url, path, timeout)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            problem = error
-        except ValueError as error:
-            raise ModelFileError(f"{url}: {error}; correct the address") from error
-    else:
-        raise ModelFileError(
-            f"{url}: {problem}; {partial_size(path)} bytes are kept, "
-            "and the next run goes on from there"
-        )
-    try:
-        install(path, sha256, url)
-    except ModelFileError:
-        if not resumed:
-            raise
-        # What an earlier run left may have been the start of another file: once more, from nothing.
-        download(url, path, sha256, timeout, retries)
-
-
-def append(path: str, part: str, offset: int) -> None:
-    """Add the bytes of the file ``part`` to the partial model, which must be ``offset`` long."""
     with partial_file(path) as stream:
-        if stream.tell() != offset:
+        if current_sha256(path) == sha256:  # another run brought it meanwhile
+            return
+        resumed = stream.seek(0, os.SEEK_END) > 0
+        try:
+            download_all(url, path, stream, timeout, retries)
+            install(stream, path, sha256, url)
+        except ModelFileError:
+            if not resumed or stream.seek(0, os.SEEK_END) > 0:
+                raise
+            # What an earlier run left was the start of another file, and was dropped for that.
+            download_all(url, path, stream, timeout, retries)
+            install(stream, path, sha256, url)
+
+
+def append(path: str, part: str, offset: int, size: int, sha256: str) -> None:
+    """Add the bytes of the file ``part`` to the partial model, which must be ``offset`` long.
+
+    With the last of its ``size`` bytes the model is put in place.
+    """
+    with partial_file(path) as stream:
+        have = stream.seek(0, os.SEEK_END)
+        if have != offset:
             raise ModelFileError(
-                f"{path}.part is {stream.tell()} bytes, not {offset}: another run wrote to it; "
-                "run again"
+                f"{path}.part is {have} bytes, not {offset}: another run wrote to it; run again"
             )
-        check_free_space(path, os.path.getsize(part))
+        check_free_space(path, size - offset)
         with open(part, "rb") as piece:
-            while block := piece.read(BLOCK):
-                stream.write(block)
+            shutil.copyfileobj(piece, stream, BLOCK)
+        if stream.tell() >= size:
+            install(stream, path, sha256, path)
 
 
 def remove(path: str, check_mode: bool) -> bool:
@@ -239,18 +256,13 @@ def run(module: AnsibleModule) -> dict[str, object]:
                 if params["url"]:
                     download(params["url"], path, wanted, params["timeout"], params["retries"])
                 elif params["part"]:
-                    append(path, params["part"], params["offset"])
-                    if params["complete"]:
-                        install(path, wanted, path)
+                    append(path, params["part"], params["offset"], params["whole"], wanted)
 
-    # Without a source this is the action plugin asking what is there: nothing was put in place yet.
-    asked_only = params["state"] == "present" and not params["url"] and not params["complete"]
-    after = before if asked_only or module.check_mode else wanted
     exists = os.path.isfile(path)
     return {
         "changed": changed,
         "path": path,
-        "sha256": after or "",
+        "sha256": (known_sha256(path) or before or "") if exists else "",
         "size": os.path.getsize(path) if exists else 0,
         "partial": partial_size(path),
         "diff": {
@@ -275,7 +287,7 @@ def main() -> None:
             "retries": {"type": "int", "default": 5},
             "part": {"type": "path"},
             "offset": {"type": "int", "default": 0},
-            "complete": {"type": "bool", "default": False},
+            "whole": {"type": "int", "default": 0},
         },
         required_if=[("state", "present", ["sha256"])],
         mutually_exclusive=[("url", "src", "package")],

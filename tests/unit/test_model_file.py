@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
+from ansible_collections.nas.assistant.plugins.module_utils._model_file import (
+    RESERVE,
+    partial_file,
+)
+from ansible_collections.nas.assistant.plugins.modules import model_file
 from ansible_collections.nas.assistant.plugins.modules.model_file import main
 
 MODEL = b"GGUF" + bytes(range(256)) * 4096
@@ -25,7 +31,9 @@ class Source(ThreadingHTTPServer):
 
     content = MODEL
     resumes = True
-    breaks_after = 0  # bytes; 0 never
+    breaks_after = 0  # bytes, once; 0 never
+    breaks_every = 0  # bytes, each time; 0 never
+    sent = 0
     status = 200
 
     def __init__(self) -> None:
@@ -53,7 +61,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if source.breaks_after:
             body, source.breaks_after = body[: source.breaks_after], 0
-        self.wfile.write(body)
+        if source.breaks_every:
+            body = body[: source.breaks_every]
+        for offset in range(0, len(body), 1 << 20):
+            source.sent += self.wfile.write(body[offset : offset + (1 << 20)])
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Say nothing."""
@@ -70,7 +81,9 @@ def source() -> Iterator[Source]:
 
 
 @pytest.fixture
-def fetch(call: Call, source: Source, tmp_path: Path) -> Call:
+def fetch(call: Call, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    monkeypatch.setattr(model_file, "PAUSE", 0.0)
+
     def run(**arguments: Any) -> dict[str, Any]:
         given = {
             "path": str(tmp_path / "model.gguf"),
@@ -222,11 +235,66 @@ def test_refuses_a_missing_folder(fetch: Call, tmp_path: Path) -> None:
     assert "folder does not exist" in fetch(path=str(tmp_path / "no" / "model.gguf"))["msg"]
 
 
+def test_tries_again_while_bytes_arrive(fetch: Call, source: Source) -> None:
+    source.breaks_every = len(MODEL) // 4
+    assert fetch(retries=1)["changed"]
+    assert len(source.ranges) == 4
+
+
+def test_stops_at_the_first_bytes_that_are_not_gguf(fetch: Call, source: Source) -> None:
+    source.content = b"<!doctype html>" + bytes(64 << 20)
+    assert "not a GGUF file" in fetch()["msg"]
+    assert source.sent < len(source.content)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_refusal_leaves_nothing(fetch: Call, source: Source, tmp_path: Path, status: int) -> None:
+    source.status = status
+    assert fetch(retries=0)["failed"]
+    assert left(tmp_path) == []
+
+
+def test_leaves_room_for_everything_else(
+    fetch: Call, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs(tmp_path)
+    free = (RESERVE + len(MODEL) // 2) // real.f_frsize
+    fields = [*real[:4], free, *real[5:]]
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
+    answer = fetch()
+    assert "256 MiB are kept free" in answer["msg"]
+    assert left(tmp_path) == []
+
+
+def test_one_writer_at_a_time(fetch: Call, source: Source, tmp_path: Path) -> None:
+    with partial_file(str(tmp_path / "model.gguf")):
+        assert "another run is writing" in fetch()["msg"]
+    assert source.ranges == []
+    assert fetch()["changed"]
+
+
+def test_a_late_writer_finds_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other run renames the partial file between this one's open and lock."""
+    path = tmp_path / "model.gguf"
+    (tmp_path / "model.gguf.part").write_bytes(MODEL)
+    flock = fcntl.flock
+
+    def renamed_meanwhile(stream: BinaryIO, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        (tmp_path / "model.gguf.part").rename(path)
+        flock(stream, operation)
+
+    monkeypatch.setattr(fcntl, "flock", renamed_meanwhile)
+    with partial_file(str(path)) as stream:
+        stream.write(b"x")
+    assert path.read_bytes() == MODEL
+
+
 def test_pieces_must_fit(call: Call, tmp_path: Path) -> None:
     piece = tmp_path / "piece"
     piece.write_bytes(MODEL)
     arguments = {"path": str(tmp_path / "model.gguf"), "sha256": DIGEST, "part": str(piece)}
     assert "another run" in call(main, offset=10, **arguments)["msg"]
-    answer = call(main, complete=True, **arguments)
+    answer = call(main, whole=len(MODEL), **arguments)
     assert answer["changed"]
     assert answer["sha256"] == DIGEST
