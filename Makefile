@@ -44,6 +44,10 @@ test: prepare lint models ## Run every check that CI runs (under 40 minutes)
 	$(IN_VENV) molecule test
 	$(IN_VENV) pytest tests/unit tests/lab
 
+.PHONY: test-vm
+test-vm: prepare ## Run the tests that need a kernel or a CPU of their own, on a virtual machine
+	$(IN_VENV) pytest tests/vm
+
 .PHONY: test-full
 test-full: test ## Run the long tests too: interrupted runs, a fleet, the other Debian
 	$(IN_VENV) pytest tests/full
@@ -61,7 +65,8 @@ lint: setup ## Run the linters and the type checks
 	$(BIN)/ruff format --check .
 	$(BIN)/yamllint --strict .
 	$(IN_VENV) ansible-lint --offline
-	set -e; for part in "lab tests/lab" tests/unit tests/full; do $(BIN)/mypy --strict $$part; done
+	$(BIN)/antsibull-changelog lint
+	set -e; for part in "lab tests/lab" tests/unit tests/full tests/vm; do $(BIN)/mypy --strict $$part; done
 	$(BIN)/mypy --explicit-package-bases plugins
 	cd service && ../$(BIN)/mypy
 	@echo "make lint: done, nothing to mend"

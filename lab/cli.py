@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import down, engine, image, listing, locks, paths, report, timed, up, venv
+from lab import down, engine, image, listing, locks, paths, report, timed, up, venv, vm
 from lab.errors import LabError
 from lab.progress import say
 
@@ -50,15 +50,22 @@ def _parser() -> argparse.ArgumentParser:
     command("engine", lambda _: engine.ensure(), "make a Docker engine answer")
     debian(command("prepare", _prepare, "venv, engine and images, side by side"))
 
+    def lab(sub: argparse.ArgumentParser, name: str) -> None:
+        debian(sub)
+        sub.add_argument("--name", default=name, help=f"the lab's name ({name})")
+        sub.add_argument("--disks", type=int, default=2, metavar="N", help="disks of each NAS (2)")
+        sub.add_argument("--disk-size", default="8G", metavar="SIZE", help="of each, sparse (8G)")
+        sub.add_argument(
+            "--inventory", type=Path, metavar="FILE", help="write an Ansible inventory there"
+        )
+
     sub = command("up", _up, "make a lab run, from nothing or from what is left of it")
-    debian(sub)
-    sub.add_argument("--name", default="demo", help="the lab's name (demo)")
+    lab(sub, "demo")
     sub.add_argument("--nas", type=int, default=1, metavar="N", help="how many NAS (1)")
-    sub.add_argument("--disks", type=int, default=2, metavar="N", help="disks of each NAS (2)")
-    sub.add_argument("--disk-size", default="8G", metavar="SIZE", help="size of each, sparse (8G)")
-    sub.add_argument(
-        "--inventory", type=Path, metavar="FILE", help="write an Ansible inventory there"
-    )
+
+    sub = command("vm", _vm, "make a lab of one NAS run that is a virtual machine")
+    lab(sub, "vm")
+    sub.add_argument("--cpu", default="max", help="a model that QEMU knows (max)")
 
     which = command(
         "down", _down, "remove a lab, or all that the lab made"
@@ -111,6 +118,19 @@ def _up(options: argparse.Namespace) -> None:
             name=options.name,
             nas=options.nas,
             debian=options.debian,
+            disks=options.disks,
+            disk_size=options.disk_size,
+            inventory=options.inventory,
+        )
+    )
+
+
+def _vm(options: argparse.Namespace) -> None:
+    vm.up(
+        vm.Wish(
+            name=options.name,
+            debian=options.debian,
+            cpu=options.cpu,
             disks=options.disks,
             disk_size=options.disk_size,
             inventory=options.inventory,

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lab import disks, engine, label, paths
+from lab import disks, engine, label, paths, vm
 from lab.docker import docker, lines
 from lab.lock import held
 from lab.progress import say, step, warn
@@ -23,6 +23,7 @@ def down(name: str) -> None:
     """Remove one lab."""
     label.checked(name)
     with held(f"lab-{name}"):
+        vm.stop_below(paths.lab(name))
         if engine.answers():
             _remove_labelled(label.filters(name), f"lab {name}")
         disks.detach(disks.below(paths.lab(name), disks.attached()))
@@ -33,9 +34,11 @@ def down(name: str) -> None:
 def down_all() -> None:
     """Remove every lab of this checkout and of deleted ones, the images, an engine of its own."""
     home = paths.home()
+    vm.stop_below(home)
     if engine.answers():
         _remove_labelled(["--filter", f"label={label.HOME}={home}"], "all labs")
         for gone in _orphans():
+            vm.stop_below(Path(gone))
             _remove_labelled(
                 ["--filter", f"label={label.HOME}={gone}"], f"labs of {gone}, which is gone"
             )

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The two images: nas-lab-debian:12, Debian as in debian:12-slim, and nas-lab:12, a blank NAS."""
+"""The images: nas-lab-debian:12, Debian as in debian:12-slim, and on it nas-lab:12, a blank NAS.
+
+nas-lab-vm:12 is the same NAS with a kernel: what a virtual machine's disk is filled with.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,9 @@ def base_name(debian: str) -> str:
     return f"nas-lab-debian:{debian}"
 
 
-def nas_name(debian: str) -> str:
-    """The image of a blank NAS of a Debian release."""
-    return f"nas-lab:{debian}"
+def nas_name(debian: str, target: str = "container") -> str:
+    """The image of a blank NAS of a Debian release; ``target`` is a stage of the Dockerfile."""
+    return f"nas-lab:{debian}" if target == "container" else f"nas-lab-{target}:{debian}"
 
 
 def ensure_base(debian: str) -> str:
@@ -54,16 +57,16 @@ def ensure_base(debian: str) -> str:
     return name
 
 
-def ensure_nas(debian: str) -> str:
+def ensure_nas(debian: str, target: str = "container") -> str:
     """Make the image of a blank NAS if it is missing or out of date, and return its name."""
-    base, name = ensure_base(debian), nas_name(debian)
+    base, name = ensure_base(debian), nas_name(debian, target)
     with held(f"image-{debian}"):
         source = _fingerprint(inspect("image", [base])[0]["Id"])
         found = inspect("image", [name])
         if found and (found[0]["Config"]["Labels"] or {}).get(_SOURCE) == source:
             return name
         with step(f"lab image {name}"):
-            _build(base, name, source)
+            _build(base, target, name, source)
     return name
 
 
@@ -122,9 +125,9 @@ def _bootstrap(debian: str, name: str) -> None:
         docker("import", *[f"--change={change}" for change in changes], str(tar), name)
 
 
-def _build(base: str, name: str, source: str) -> None:
+def _build(base: str, target: str, name: str, source: str) -> None:
     # The host's network, because a company's resolver is often out of a bridge's reach.
-    options = ["--network", "host", "--build-arg", f"BASE={base}"]
+    options = ["--network", "host", "--target", target, "--build-arg", f"BASE={base}"]
     for proxy in ("http_proxy", "https_proxy", "no_proxy"):
         if os.environ.get(proxy):
             options += ["--build-arg", proxy]

@@ -4,14 +4,17 @@
 
 from __future__ import annotations
 
-from lab import engine, label, paths
+from lab import engine, label, paths, vm
 from lab.docker import lines
 
 
 def show() -> None:
     """Print one line per NAS."""
+    machines = sorted(file.parent.parent for file in vm.running(paths.home()).values())
+    for folder in machines:
+        print(f"{folder.name:12} {'nas1':36} a virtual machine")
     if not engine.answers():
-        print("No Docker engine answers, so no lab runs.")
+        print("No Docker engine answers, so no other lab runs.")
         return
     fields = (
         f'{{{{.Label "{label.LAB}"}}}}',
@@ -21,7 +24,7 @@ def show() -> None:
     )
     template = "\t".join(fields)
     rows = lines("ps", "--all", "--filter", f"label={label.HOME}", "--format", template)
-    if not rows:
+    if not rows and not machines:
         print("No lab. `make demo` makes one.")
     for row in sorted(rows):
         lab, name, status, home = row.split("\t")

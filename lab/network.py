@@ -42,6 +42,11 @@ def address(subnet: str, number: int) -> str:
     return str(network[_FIRST + number])
 
 
+def gateway(subnet: str) -> str:
+    """The address of this machine in a subnet of the engine's: its first."""
+    return str(ipaddress.ip_network(subnet)[1])
+
+
 def _subnet(network: dict[str, object]) -> str:
     ipam = network["IPAM"]
     assert isinstance(ipam, dict)  # noqa: S101  # the engine's API

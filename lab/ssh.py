@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 from lab import apt
@@ -62,18 +63,14 @@ def options(folder: Path) -> list[str]:
 
 def answers(folder: Path, address: str) -> bool:
     """Whether root can log in on port 22 with the lab's key."""
-    argv = [
-        "ssh",
-        "-F",
-        os.devnull,
-        *options(folder),
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "ConnectTimeout=3",
-    ]
-    argv += ["-i", str(folder / KEY), f"root@{address}", "true"]
-    return run(argv, check=False, timeout=30).returncode == 0
+    return login(folder, address, "true").returncode == 0
+
+
+def login(folder: Path, address: str, command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as root over port 22 with the lab's key; its exit code says how it went."""
+    argv = ["ssh", "-F", os.devnull, *options(folder), "-o", "BatchMode=yes"]
+    argv += ["-o", "ConnectTimeout=3", "-i", str(folder / KEY), f"root@{address}", command]
+    return run(argv, check=False, timeout=30)
 
 
 def _address(line: str) -> str:

@@ -60,6 +60,7 @@ import http.client
 import json
 import socket
 import time
+from dataclasses import dataclass
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
@@ -129,8 +130,18 @@ def end_back_off(container: str) -> bool:
     return True
 
 
-def state_of(container: str) -> tuple[bool, int, str]:
-    """Return whether the container may still come up, how often it was restarted, and its state."""
+@dataclass(frozen=True)
+class State:
+    """A container at one moment: may it still come up, its restarts, when its life began."""
+
+    alive: bool
+    restarts: int
+    began: str
+    words: str
+
+
+def state_of(container: str) -> State:
+    """Ask Docker how the container is."""
     (found,) = json.loads(docker(["docker", "container", "inspect", container]))
     state = found["State"]
     up = bool(state["Running"]) and not state["Restarting"]
@@ -138,33 +149,38 @@ def state_of(container: str) -> tuple[bool, int, str]:
     words = f"{state['Status']}, exit code {state['ExitCode']}"
     if state.get("OOMKilled"):
         words += ", killed for memory"
-    return alive, int(found["RestartCount"]), words
+    return State(alive, int(found["RestartCount"]), str(state["StartedAt"]), words)
 
 
-def give_up(container: str, reason: str) -> str:
-    """Stop the container and return the message that says why."""
-    # Of this life only: an error of an earlier one may have been mended since.
-    started = docker(["docker", "inspect", "--format", "{{.State.StartedAt}}", container]).strip()
-    log = docker(["docker", "logs", "--since", started, "--tail", "50", container])
+def give_up(container: str, since: str, reason: str) -> str:
+    """Stop the container and return the message that says why.
+
+    :param since: when the life began that failed, as Docker says it: an error of an earlier one may
+        have been mended since, and a later one may not have got as far yet.
+    """
     docker(["docker", "stop", "--time", "10", container])
+    log = docker(["docker", "logs", "--since", since, "--tail", "50", container])
     return f"{container}: {last_error(log) or reason} ({reason}; the container was stopped)"
 
 
 def wait(container: str, path: str, timeout: float) -> dict[str, object]:
     """Wait for a 200; raises DockerError with the reason when it cannot come any more."""
     started = time.monotonic()
-    _alive, restarts, _words = state_of(container)
+    first = state_of(container)
     while True:
         status, answer = ask(path)
         waited = time.monotonic() - started
         if status == 200:
             return {"seconds": round(waited, 1), "answer": answer}
-        alive, count, words = state_of(container)
-        if not alive or count > restarts + CHANCES:
-            raise DockerError(give_up(container, words))
+        state = state_of(container)
+        if not state.alive:
+            raise DockerError(give_up(container, state.began, state.words))
+        if state.restarts > first.restarts + CHANCES:
+            ended = f"it ended {state.restarts - first.restarts} times in {waited:.0f} s"
+            raise DockerError(give_up(container, first.began, ended))
         if waited > timeout:
-            reason = answer.get("reason") or answer
-            raise DockerError(give_up(container, f"not ready after {timeout:.0f} s: {reason}"))
+            reason = f"not ready after {timeout:.0f} s: {answer.get('reason') or answer}"
+            raise DockerError(give_up(container, state.began, reason))
         time.sleep(PAUSE)
 
 

@@ -42,10 +42,6 @@ options:
     description: Folder for the archive, named after the tag. Empty saves none.
     type: path
     default: ""
-  force:
-    description: Build again, from a fresh base image, although the image is there.
-    type: bool
-    default: false
   timeout:
     description: Seconds that the build may take.
     type: int
@@ -183,8 +179,6 @@ def build(module: AnsibleModule, image: str) -> None:
     params = module.params
     command = [*buildkit_client(os.environ.get("PATH", "")), "--tag", image, "--quiet"]
     command += ["--network", params["network"]]
-    if params["force"]:
-        command += ["--no-cache", "--pull"]
     for key, value in sorted(params["args"].items()):
         command += ["--build-arg", f"{key}={value}"]
     for key, path in sorted(params["secrets"].items()):
@@ -218,7 +212,7 @@ def run(module: AnsibleModule) -> dict[str, object]:
     tag = inputs_digest(params["context"], params["args"])[:12]
     image = f"{params['name']}:{tag}"
     found = inspect(image)
-    changed = missing = found is None or params["force"]
+    changed = missing = found is None
     if missing and not module.check_mode:
         build(module, image)
         found = inspect(image)
@@ -247,7 +241,6 @@ def main() -> None:
             "secrets": {"type": "dict", "default": {}, "no_log": False},
             "network": {"type": "str", "default": "default"},
             "archive_dir": {"type": "path", "default": ""},
-            "force": {"type": "bool", "default": False},
             "timeout": {"type": "int", "default": 7200},
         },
         supports_check_mode=True,

@@ -27,8 +27,12 @@ async def _line(path: Path, slots: int, queue: int) -> AsyncIterator[ControlServ
     await server.close()
 
 
-async def _client(path: Path) -> ControlClient:
-    client = ControlClient(path / "control.sock")
+def _never() -> None:
+    raise AssertionError("the line was lost")
+
+
+async def _client(path: Path, lost: Callable[[], None] = _never) -> ControlClient:
+    client = ControlClient(path / "control.sock", lost)
     await client.connect()
     return client
 
@@ -119,6 +123,28 @@ async def check_nonsense_drops_only_its_own_connection(path: Path) -> None:
         await client.close()
 
 
+async def check_a_worker_notices_that_the_line_is_lost(path: Path) -> None:
+    lost: list[bool] = []
+    async with _line(path, slots=1, queue=1):
+        client = await _client(path, lambda: lost.append(True))
+        assert client.state.ready
+    await _until(lambda: lost == [True])
+    assert (client.state.ready, client.state.reason) == (False, "the supervisor is gone")
+    await client.close()
+
+
+async def check_a_worker_does_not_start_without_a_state(path: Path) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_unix_server(hang_up, path / "control.sock")
+    client = ControlClient(path / "control.sock", lambda: None)
+    with pytest.raises(ConnectionError, match="hung up"):
+        await client.connect()
+    await client.close()
+    server.close()
+
+
 @pytest.mark.parametrize(
     "check",
     [
@@ -127,6 +153,8 @@ async def check_nonsense_drops_only_its_own_connection(path: Path) -> None:
         check_a_cancelled_waiter_leaves_the_queue,
         check_a_lost_engine_empties_the_queue,
         check_nonsense_drops_only_its_own_connection,
+        check_a_worker_notices_that_the_line_is_lost,
+        check_a_worker_does_not_start_without_a_state,
     ],
 )
 def test_control(tmp_path: Path, check: Callable[[Path], Awaitable[None]]) -> None:

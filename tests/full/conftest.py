@@ -4,38 +4,30 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from site_lab import ROOT, Lab
-
-
-def lab(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "lab", *arguments], cwd=ROOT, check=True)
+from site_lab import Lab, make_inventory, read_lab, run_lab
 
 
 @pytest.fixture
 def make_lab(tmp_path: Path) -> Iterator[Callable[..., Lab]]:
-    """Return a function that makes a blank lab; it is removed at the end of the test."""
+    """Return a function that makes a blank lab, a virtual machine where a CPU is named.
+
+    It is removed at the end of the test.
+    """
     made: list[str] = []
 
-    def make(nas: int = 1, debian: str = "12") -> Lab:
+    def make(nas: int = 1, debian: str = "12", cpu: str = "") -> Lab:
         name = f"full{os.getpid()}x{len(made)}"
         made.append(name)
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
-        inventory = folder / "hosts.yml"
-        sizes = ("--nas", str(nas), "--debian", debian)
-        lab("up", "--name", name, *sizes, "--inventory", str(inventory))
-        hosts = json.loads((ROOT / ".lab" / name / "lab.json").read_text())["hosts"]
-        return Lab(name, folder, hosts)
+        inventory = make_inventory(tmp_path / name)
+        kind = ("vm", "--cpu", cpu) if cpu else ("up", "--nas", str(nas))
+        run_lab(*kind, "--name", name, "--debian", debian, "--inventory", str(inventory))
+        return read_lab(name, inventory.parent)
 
     yield make
     for name in made:
-        lab("down", "--name", name)
+        run_lab("down", "--name", name)

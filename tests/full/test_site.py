@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The whole site: a run that is killed, a fleet, the other Debian."""
+"""The whole site: a run that is killed, a fleet, the other Debian, the engine from source."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,22 +12,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import httpx
 import pytest
-from site_lab import ROOT, Lab
+from site_lab import ROOT, Lab, check_answer
 
 MODELS = "/var/lib/nas-assistant/models"
-QUESTION = {
-    "messages": [{"role": "user", "content": "What is the capital of France? One sentence."}],
-    "max_tokens": 40,
-    "temperature": 0,
-}
-
-
-def answers(client: httpx.Client) -> None:
-    answer = client.post("/v1/chat/completions", json=QUESTION)
-    assert answer.status_code == 200, answer.text
-    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
 
 
 def test_a_run_killed_anywhere_is_finished_by_the_next(make_lab: Callable[..., Lab]) -> None:
@@ -41,15 +30,13 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(make_lab: Callable[..., L
         time.sleep(seconds)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-        for line in lab.on(host, "sh", "-c", f"stat -c '%n %i %Y' {MODELS}/*.gguf || true").split(
-            "\n"
-        ):
+        for line in lab.on(host, f"stat -c '%n %i %Y' {MODELS}/*.gguf || true").split("\n"):
             name, _, identity = line.partition(" ")
             assert seen.setdefault(name, identity) == identity, f"{name} was fetched again"
     lab.site()
     with lab.client(host) as client:
-        answers(client)
-    assert lab.on(host, "find", MODELS, "-name", "*.part") == ""
+        check_answer(client)
+    assert lab.on(host, f"find {MODELS} -name '*.part'") == ""
     assert "changed=0" in lab.site()
 
 
@@ -57,10 +44,11 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(make_lab: Callable[..., L
 def test_other_debian(make_lab: Callable[..., Lab], debian: str) -> None:
     lab = make_lab(debian=debian)
     lab.site("--check")
+    assert not list(lab.folder.glob("credentials/*"))
     lab.site()
     (host,) = lab.hosts
     with lab.client(host) as client:
-        answers(client)
+        check_answer(client)
     assert "changed=0" in lab.site()
 
 
@@ -69,7 +57,29 @@ def test_fleet_of_three_answers_to_one_key(make_lab: Callable[..., Lab]) -> None
     lab.site()
     for host in lab.hosts:
         with lab.client(host) as client:
-            answers(client)
+            check_answer(client)
             other: dict[str, Any] = {"Authorization": "Bearer " + "x" * 43}
             assert client.get("/v1/models", headers=other).status_code == 401
     assert lab.site().count("changed=0") == 3
+
+
+def test_engine_from_source_serves_a_cpu_without_avx(make_lab: Callable[..., Lab]) -> None:
+    """The release image on a virtual machine whose CPU the prebuilt engine refuses."""
+    lab = make_lab(cpu="Nehalem")
+    image = {
+        "engine": "source",
+        "base_image": "nas-lab-debian:12",
+        "network": "host",
+        "ca_bundle": os.environ.get("PIP_CERT", ""),
+    }
+    lab.site("--extra-vars", json.dumps({"assistant_image": image}))
+    (host,) = lab.hosts
+    with lab.client(host) as client:
+        check_answer(client)
+    assert "avx" not in lab.on(host, "cat /proc/cpuinfo")
+    assert lab.on(host, "docker exec nas-assistant cat /app/engine") == "source"
+    image_id = lab.on(host, "docker inspect -f '{{.Image}}' nas-assistant")
+    size = lab.on(host, f"docker image inspect -f '{{{{.Size}}}}' {image_id}")
+    assert int(size) < 250_000_000
+    compilers = "for tool in cc gcc g++ make cmake ld; do command -v $tool; done; true"
+    assert lab.on(host, f"docker exec nas-assistant sh -c '{compilers}'") == ""

@@ -24,6 +24,8 @@ BUILD_FILE = Path("/app/engine")
 
 def main() -> int:
     """Run the command of ``sys.argv``; return the exit code."""
+    # The first process of a container ignores signals that it does not handle.
+    signal.signal(signal.SIGTERM, _leave)
     options = _options()
     configure("info")
     if options.command == "version":
@@ -78,8 +80,6 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
     from nas_assistant.listeners import bind_all
     from nas_assistant.supervisor import Supervisor
 
-    # The first process of a container ignores signals that it does not handle.
-    signal.signal(signal.SIGTERM, _leave)
     try:
         build = options.engine or BUILD_FILE.read_text(encoding="ascii").strip()
         model = check_start(settings, options.models_dir, build)

@@ -15,7 +15,7 @@ import asyncio
 import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -135,10 +135,11 @@ class ControlServer:
 
 
 class ControlClient:
-    """A gateway worker's side."""
+    """A gateway worker's side; ``lost`` is called when the supervisor cannot be heard any more."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lost: Callable[[], None]) -> None:
         self._path = path
+        self._lost = lost
         self._numbers = itertools.count()
         self._verdicts: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._first_state = asyncio.Event()
@@ -148,10 +149,14 @@ class ControlClient:
         self.state = EngineState(ready=False, reason="starting")
 
     async def connect(self) -> None:
-        """Connect and wait for the first state."""
+        """Connect and wait for the first state. Raises OSError when none comes."""
         reader, self._writer = await asyncio.open_unix_connection(str(self._path))
         self._task = asyncio.create_task(self._listen(reader))
-        await self._first_state.wait()
+        first = asyncio.create_task(self._first_state.wait())
+        await asyncio.wait((self._task, first), return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            first.cancel()
+            raise ConnectionError("the supervisor hung up before it said anything")
 
     async def close(self) -> None:
         """Hang up, which gives back every slot."""
@@ -186,6 +191,10 @@ class ControlClient:
         try:
             while line := await reader.readline():
                 self._receive(json.loads(line))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log(logging.ERROR, "control_broken", f"the supervisor's line broke: {error!r}")
+        else:
+            log(logging.ERROR, "control_broken", "the supervisor hung up")
         finally:
             # Without its supervisor a worker may not use the engine: nobody would count.
             self.backends = {}
@@ -193,6 +202,8 @@ class ControlClient:
             for verdict in self._verdicts.values():
                 if not verdict.done():
                     verdict.set_result({"event": "unavailable", "reason": self.state.reason})
+        # Not when this side hung up: that cancels this task.
+        self._lost()
 
     def _receive(self, message: dict[str, Any]) -> None:
         if message["event"] == "state":

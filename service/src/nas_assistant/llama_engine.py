@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,10 +17,13 @@ _GONE = "the engine ended while it was answering"
 
 
 class LlamaEngine:
-    """Implements ``engine.Engine`` in a gateway worker. ``control_socket`` is the supervisor's."""
+    """Implements ``engine.Engine`` in a gateway worker.
 
-    def __init__(self, control_socket: Path) -> None:
-        self._control = ControlClient(control_socket)
+    ``control_socket`` is the supervisor's; ``lost`` is called when it can no longer be heard.
+    """
+
+    def __init__(self, control_socket: Path, lost: Callable[[], None]) -> None:
+        self._control = ControlClient(control_socket, lost)
 
     @property
     def state(self) -> EngineState:

@@ -32,8 +32,13 @@ def application() -> Starlette:
     private_dir = Path(os.environ[PRIVATE_DIR])
     return create_app(
         Settings.load(private_dir / CONFIG_COPY, os.environ),
-        LlamaEngine(private_dir / CONTROL_SOCKET),
+        LlamaEngine(private_dir / CONTROL_SOCKET, _leave),
     )
+
+
+def _leave() -> None:
+    # Requests in flight finish, and gunicorn puts a worker in place that has a supervisor again.
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class GatewayWorker(UvicornWorker):

@@ -4,15 +4,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import ssl
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,47 @@ class Lab:
             timeout=120,
         )
 
-    def on(self, host: dict[str, Any], *command: str) -> str:
-        """Run a command on a NAS; return its output."""
+    def on(self, host: dict[str, Any], command: str) -> str:
+        """Run a shell command on a NAS over SSH; return its output."""
         done = subprocess.run(
-            ["docker", "exec", host["container"], *command],
+            [
+                *("ssh", "-F", os.devnull, "-i", host["ssh_key"], "-o", "BatchMode=yes"),
+                *("-o", f"UserKnownHostsFile={self.folder / 'known_hosts'}"),
+                *("-p", str(host["ssh_port"]), f"{host['ssh_user']}@{host['ssh_host']}", command),
+            ],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+
+def run_lab(*arguments: str) -> None:
+    """Run a command of the lab."""
+    subprocess.run([sys.executable, "-m", "lab", *arguments], cwd=ROOT, check=True)
+
+
+def read_lab(name: str, inventory: Path) -> Lab:
+    """A lab that is up, with an inventory in this folder."""
+    hosts = json.loads((ROOT / ".lab" / name / "lab.json").read_text())["hosts"]
+    return Lab(name, inventory, hosts)
+
+
+def make_inventory(folder: Path) -> Path:
+    """Make a folder for the inventory of a lab; return the file that the lab is to write."""
+    folder.mkdir()
+    (folder / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
+    return folder / "hosts.yml"
+
+
+QUESTION = {
+    "messages": [{"role": "user", "content": "What is the capital of France? One sentence."}],
+    "max_tokens": 40,
+    "temperature": 0,
+}
+
+
+def check_answer(client: httpx.Client) -> None:
+    """Ask what so small a model knows; fail unless it answers."""
+    answer = client.post("/v1/chat/completions", json=QUESTION)
+    assert answer.status_code == 200, answer.text
+    assert "Paris" in answer.json()["choices"][0]["message"]["content"]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The site on a virtual machine: a kernel of its own, cgroups v2, a reboot, another CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from site_lab import ROOT, Lab, check_answer, make_inventory, read_lab, run_lab
+
+NAME = f"vm{os.getpid()}"
+PATIENCE = 300  # seconds; the model is warmed up on an emulated CPU
+
+
+@pytest.fixture(scope="module")
+def inventory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_inventory(tmp_path_factory.mktemp("vm") / "inventory")
+
+
+@pytest.fixture(scope="module")
+def lab(inventory: Path) -> Iterator[Lab]:
+    boot("max", inventory)
+    try:
+        lab = read_lab(NAME, inventory.parent)
+        lab.site()
+        yield lab
+    finally:
+        run_lab("down", "--name", NAME)
+
+
+def boot(cpu: str, inventory: Path) -> None:
+    run_lab("vm", "--name", NAME, "--cpu", cpu, "--inventory", str(inventory))
+
+
+def wait_for(client: httpx.Client, path: str, status: int) -> None:
+    """Ask until the status is there; while it boots, nobody answers at all."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            answer = client.get(path)
+        except httpx.TransportError:
+            pass
+        else:
+            if answer.status_code == status:
+                return
+        assert time.monotonic() < deadline, f"no {status} after {PATIENCE} s"
+        time.sleep(1)
+
+
+def test_limits_hold_on_cgroups_v2(lab: Lab) -> None:
+    (host,) = lab.hosts
+    assert lab.on(host, "stat --file-system --format %T /sys/fs/cgroup") == "cgroup2fs"
+    scope = "/sys/fs/cgroup/system.slice/docker-$(docker inspect -f '{{.Id}}' nas-assistant).scope"
+    assert lab.on(host, f"cat {scope}/memory.max") == str(1 << 30)
+    assert lab.on(host, f"cat {scope}/memory.swap.max") == "0"
+
+
+def test_a_second_run_changes_nothing(lab: Lab) -> None:
+    assert "changed=0" in lab.site()
+
+
+def test_answers_again_after_a_reboot(lab: Lab) -> None:
+    (host,) = lab.hosts
+    before = lab.on(host, "cat /proc/sys/kernel/random/boot_id")
+    # The connection may break before the exit code arrives.
+    lab.on(host, "systemd-run --on-active=1 systemctl reboot")
+    time.sleep(5)
+    with lab.client(host) as client:
+        wait_for(client, "/readyz", 200)
+        check_answer(client)
+    assert lab.on(host, "cat /proc/sys/kernel/random/boot_id") != before
+
+
+def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:
+    (host,) = lab.hosts
+    boot("Nehalem", inventory)
+    with lab.client(host) as client:
+        wait_for(client, "/v1/models", 503)
+    log = lab.on(host, "docker logs --tail 1 nas-assistant")
+    assert "avx2" in log
+    assert "start_refused" in log
+    refused = subprocess.run(lab.command(), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    said = " ".join(refused.stdout.split())
+    assert "this CPU lacks avx" in said
+    assert 'the image built with the engine "source"' in said
+    assert lab.on(host, "docker inspect -f '{{.State.Running}}' nas-assistant") == "false"
+
+    boot("max", inventory)
+    lab.site()
+    with lab.client(host) as client:
+        check_answer(client)
