@@ -140,7 +140,7 @@ async def measure(bare: Target, service: Target, rounds: int, tokens: int) -> di
         await first_token_ms(target, long_prompt("warm"))
     for turn in range(rounds * 4):
         for kind, head in (("warm", "warm"), ("cold", f"{turn} {secrets.token_hex(4)}")):
-            if kind == "cold" and turn % 4:
+            if kind == "cold" and turn % 2:
                 continue
             for target in next(order):
                 value = await first_token_ms(target, long_prompt(head))
