@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+CHAT_MODEL = "smollm2-135m-instruct-q4_1.gguf"
+BASE_MODEL = "gemma-3-270m-q4_k_m.gguf"
 SECRET = "sk-test-secret"
 
 
@@ -20,6 +23,17 @@ def minimal_config(**server: object) -> str:
     lines = ["[server]", *(f"{key} = {value}" for key, value in server.items())]
     lines += ["[keys]", key_line(), "[model:default]", "file = tiny.gguf", f"sha256 = {'0' * 64}"]
     return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def models() -> Path:
+    folder = os.environ.get("NAS_ASSISTANT_MODELS")
+    if not folder:
+        pytest.skip("NAS_ASSISTANT_MODELS does not name a folder with the test models")
+    missing = [name for name in (CHAT_MODEL, BASE_MODEL) if not (Path(folder) / name).exists()]
+    if missing:
+        pytest.skip(f"{folder} lacks {', '.join(missing)}")
+    return Path(folder)
 
 
 @pytest.fixture

@@ -16,11 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .conftest import SECRET, key_line
+from .conftest import BASE_MODEL, CHAT_MODEL, SECRET, key_line
 
 SOURCE = Path(__file__).parents[1] / "src"
-CHAT_MODEL = "smollm2-135m-instruct-q4_1.gguf"
-BASE_MODEL = "gemma-3-270m-q4_k_m.gguf"
 
 
 def digest(path: Path) -> str:

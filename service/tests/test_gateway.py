@@ -156,7 +156,23 @@ def test_developer_is_the_newer_name_of_system(client: TestClient, engine: FakeE
         (HELLO | {"logit_bias": {"x": 1}}, "logit_bias"),
         (HELLO | {"logit_bias": []}, "logit_bias"),
         (HELLO | {"tools": {}}, "tools"),
+        (HELLO | {"tools": [{}]}, "tools"),
+        (HELLO | {"tools": [1]}, "tools"),
+        (HELLO | {"tools": [{"type": "function", "function": {"name": {}}}]}, "tools"),
         (HELLO | {"response_format": "json"}, "response_format"),
+        (HELLO | {"response_format": {}}, "response_format"),
+        (HELLO | {"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"messages": [{"role": "user", "content": "x", "name": {}}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "assistant", "tool_calls": [1]}]}, "messages[0]"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": 5}}]}]},
+            "messages[0]",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "reasoning_content": 5}]},
+            "messages[0]",
+        ),
         (HELLO | {"top_logprobs": 21}, "top_logprobs"),
     ],
 )
@@ -202,6 +218,30 @@ def test_bad_completion_requests(client: TestClient, request_: dict[str, Any], p
 )
 def test_bodies_that_are_no_json_object(client: TestClient, body: bytes) -> None:
     check_error(client.post(CHAT, content=body), 400, "invalid_json")
+
+
+def test_text_that_cannot_fit_never_reaches_the_engine(
+    client: TestClient, settings: Settings, engine: FakeEngine
+) -> None:
+    most = settings.model.longest_body
+    for path, body in (
+        (CHAT, {"messages": [{"role": "user", "content": "x " * most}]}),
+        ("/v1/completions", {"prompt": "x" * most}),
+    ):
+        check_error(client.post(path, json=body), 400, "context_length_exceeded")
+    assert not engine.requests
+    assert client.post("/v1/completions", json={"prompt": "x" * (most - 100)}).is_success
+
+
+def test_tool_calls_are_sent_back(client: TestClient, engine: FakeEngine) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    messages = [
+        *HELLO["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "noon", "tool_call_id": "1"},
+    ]
+    assert client.post(CHAT, json={"messages": messages}).is_success
+    assert engine.requests[0][2]["messages"] == messages
 
 
 def test_large_bodies(client: TestClient) -> None:

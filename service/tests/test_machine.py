@@ -116,11 +116,12 @@ def test_memory_arithmetic(tmp_path: Path, write_config: Callable[[str], Path]) 
     path = tmp_path / "tiny.gguf"
     path.write_bytes(gguf_file())
     settings = Settings.load(write_config(minimal_config()), {})
-    need = memory_need(read_head(path), 10 * MIB, 2048, settings)
+    need = memory_need(read_head(path), 10 * MIB, settings.model, settings)
     # One layer, two KV heads of 16 values for keys and as many for values, two bytes each.
     assert need.kv_cache == 2 * (16 + 16) * 2 * 2048 * 4
     assert need.weights == 10 * MIB
     assert need.prompt_cache == 128 * MIB
+    assert need.requests == (2048 * 16 + 65536) * 4 * 80
     assert need.total == sum(getattr(need, field.name) for field in dataclasses.fields(need))
-    assert str(need).startswith("weights 10 + KV cache 1 + prompt cache 128 + engine ")
+    assert str(need).startswith("weights 10 + KV cache 1 + prompt cache 128 + requests 30 + ")
     assert str(need).endswith(" MiB")

@@ -16,24 +16,13 @@ from pathlib import Path
 import openai
 import pytest
 
-from .conftest import SECRET
-from .service_process import BASE_MODEL, CHAT_MODEL, Service
+from .conftest import BASE_MODEL, CHAT_MODEL, SECRET
+from .service_process import Service
 
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the capital of France?"},
 ]
-
-
-@pytest.fixture(scope="module")
-def models() -> Path:
-    folder = os.environ.get("NAS_ASSISTANT_MODELS")
-    if not folder:
-        pytest.skip("NAS_ASSISTANT_MODELS does not name a folder with the test models")
-    missing = [name for name in (CHAT_MODEL, BASE_MODEL) if not (Path(folder) / name).exists()]
-    if missing:
-        pytest.skip(f"{folder} lacks {', '.join(missing)}")
-    return Path(folder)
 
 
 @pytest.fixture(scope="module")

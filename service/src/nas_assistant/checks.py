@@ -47,7 +47,7 @@ def check_start(settings: Settings, models_dir: Path, engine_build: str) -> Chec
             raise GgufError(
                 f"it is truncated: {size} of at least {head.needed_size} bytes are there"
             )
-        need = memory_need(head, size, model.context, settings)
+        need = memory_need(head, size, model, settings)
         trained = head.number("context_length")
     except GgufError as error:
         raise StartRefused(
@@ -149,5 +149,5 @@ def _check_digest(model: ModelSettings, path: Path) -> None:
         raise StartRefused(
             f"model {model.name!r}: {path} has SHA-256 {found}, but config.ini expects "
             f"{model.sha256}: the file is "
-            "damaged or another one. Fetch it again or correct the digest"
+            "damaged or another one. Delete it and fetch it again, or correct the digest"
         )

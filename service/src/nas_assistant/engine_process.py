@@ -29,7 +29,10 @@ _POLL_SECONDS = 0.1
 _START_SECONDS = 600
 _STOP_SECONDS = 5
 _KEPT_LINES = 5
-
+_PROBE_SECONDS = 5
+_PROBES_MISSED = 3
+# A slow NAS takes a minute for a batch of a long prompt, and looks at its queue after it.
+_STUCK_SECONDS = 300
 
 # How often an OpenMP thread looks before it sleeps at a barrier (libgomp). By default it looks
 # 300 000 times, and a thread that waits takes the CPU from the one that it waits for: with one
@@ -104,6 +107,43 @@ class EngineProcess:
             return False
         return status == 200
 
+    async def takes_work(self, seconds: float) -> bool:
+        """Whether the loop that generates looks at its queue within so many ``seconds``.
+
+        /health is answered beside that loop, also while it is stuck; /metrics is answered by it.
+        """
+        asked = time.monotonic()
+        key = {"Authorization": f"Bearer {self._api_key}"}
+        try:
+            await asyncio.to_thread(request, self._address, "GET", "/metrics", None, key, seconds)
+        except LocalHttpError:
+            return time.monotonic() - asked < seconds
+        return True
+
+    async def end(self) -> str:
+        """Wait until it ends, or kill it when it no longer works; return the reason."""
+        ended = asyncio.create_task(self.wait())
+        working = asyncio.create_task(self.takes_work(_STUCK_SECONDS))
+        missed, reason = 0, ""
+        try:
+            while not ended.done():
+                await asyncio.wait((ended,), timeout=_PROBE_SECONDS)
+                if ended.done():
+                    break
+                missed = 0 if await self.healthy() else missed + 1
+                if missed == _PROBES_MISSED:
+                    reason = f"the engine did not answer {missed} health checks and was killed"
+                elif working.done() and not working.result():
+                    reason = f"the engine took up no work for {_STUCK_SECONDS} s and was killed"
+                elif working.done():
+                    working = asyncio.create_task(self.takes_work(_STUCK_SECONDS))
+                if reason:
+                    self.kill()
+                    await ended
+            return reason or ended.result()
+        finally:
+            working.cancel()
+
     async def wait(self) -> str:
         """Wait for its end; return what is known about it."""
         assert self._process is not None
@@ -136,7 +176,7 @@ class EngineProcess:
             [sys.executable, "-m", "nas_assistant.wheel_server"]
             if self._build == "wheel"
             # Off: the web page, other clients' prompts, guessing sizes by itself, and any download.
-            else [SOURCE_SERVER, "--no-ui", "--no-slots", "--fit", "off", "--offline"]
+            else [SOURCE_SERVER, "--no-ui", "--no-slots", "--metrics", "--fit", "off", "--offline"]
         )
         settings, model = self._settings, self._model
         options: dict[str, object] = {
@@ -146,6 +186,8 @@ class EngineProcess:
             "--api-key-file": self._key_file,
             "--ctx-size": model.settings.context * settings.slots,
             "--parallel": settings.slots,
+            # Of a long prompt, so many tokens at once; in between the others get their next ones.
+            "--batch-size": 512,
             "--threads": model.threads,
             # One for each slot, and some for health and for connections that are just ending.
             "--threads-http": settings.slots + 4,

@@ -101,6 +101,15 @@ class _Generate:
                 "model",
                 "model_not_chat",
             )
+        most = self._settings.models[model.name].longest_body
+        if len(generation.body) > most:
+            # The engine would find out too, after taking 80 times as much memory.
+            raise bad_request(
+                f"The request has {len(generation.body)} bytes; no text of more than {most} fits "
+                f"the model's context of {self._settings.models[model.name].context} tokens.",
+                None,
+                "context_length_exceeded",
+            )
         answering = asyncio.ensure_future(
             self._answer(generation, model.name, scope, receive, send)
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nas_assistant.errors import ApiError, bad_request
+from nas_assistant.structured import check_response_format, check_tools
 
 _MAX_DEPTH = 32
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -109,8 +110,8 @@ _CHAT: Mapping[str, Callable[[Any], str | None]] = {
     **_COMMON,
     "logprobs": _boolean,
     "top_logprobs": _integer(0, 20),
-    "response_format": _of_type(dict, "an object"),
-    "tools": _of_type(list, "a list"),
+    "response_format": check_response_format,
+    "tools": check_tools,
     "tool_choice": _tool_choice,
     "parallel_tool_calls": _boolean,
 }
@@ -171,12 +172,14 @@ def _generation(
 
 
 def _message(message: Any, at: int) -> dict[str, Any]:
+    """The message with the fields that the engine knows; raises ApiError (400) for odd ones."""
     where = f"messages[{at}]"
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
         raise bad_request(
             f"'{where}' must be an object whose role is one of {', '.join(_ROLES)}.", where
         )
-    content = message.get("content")
+    kept = {"role": message["role"], "content": message.get("content")}
+    content = kept["content"]
     if isinstance(content, list):
         for part in content:
             if (
@@ -189,8 +192,33 @@ def _message(message: Any, at: int) -> dict[str, Any]:
                 )
     elif not isinstance(content, str) and not (content is None and message["role"] == "assistant"):
         raise bad_request(f"'{where}.content' must be a string or a list of text parts.", where)
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if message.get(name) is not None:
+            if not isinstance(message[name], str):
+                raise bad_request(f"'{where}.{name}' must be a string.", where)
+            kept[name] = message[name]
+    if message.get("tool_calls") is not None:
+        kept["tool_calls"] = _tool_calls(message["tool_calls"], where)
     # The newer name of the same role, which the templates of open models do not know.
-    return {**message, "role": "system"} if message["role"] == "developer" else message
+    return {**kept, "role": "system"} if kept["role"] == "developer" else kept
+
+
+def _tool_calls(calls: Any, where: str) -> list[Any]:
+    """What the model called earlier, as the client sends it back."""
+    for call in calls if isinstance(calls, list) else [{}]:
+        function = call.get("function") if isinstance(call, dict) else None
+        if (
+            not isinstance(function, dict)
+            or not isinstance(function.get("name"), str)
+            or not isinstance(function.get("arguments"), str)
+            or not isinstance(call.get("id") or "", str)
+        ):
+            raise bad_request(
+                f"'{where}.tool_calls' must be a list of objects, whose function has a name and "
+                "arguments, both strings.",
+                where,
+            )
+    return list(calls)
 
 
 def _check(fields: Mapping[str, Any], name: str, check: Callable[[Any], str | None]) -> None:

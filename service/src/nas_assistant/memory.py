@@ -4,16 +4,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from nas_assistant.gguf import GgufHead
-from nas_assistant.settings import Settings
+from nas_assistant.settings import ModelSettings, Settings
 
 MIB = 1 << 20
 # Measured with SmolLM2 135M and Gemma 3 270M (4 slots of 2048 tokens): beside weights and KV cache
 # the engine held 45 to 75 MiB (vocabulary, compute buffers, code), a gateway worker about 45 MiB,
 # supervisor and gunicorn 30 each.
 _ENGINE_OVERHEAD = 96 * MIB
+# Measured: what the engine takes while it splits a text into tokens, for each of its bytes.
+_PER_BYTE_OF_TEXT = 80
 _WORKER = 48 * MIB
 _PARENTS = 64 * MIB
 _BYTES_PER_VALUE = 2  # the KV cache holds 16-bit floats
@@ -26,19 +28,21 @@ class MemoryNeed:
     weights: int
     kv_cache: int
     prompt_cache: int
+    requests: int
     engine: int
     gateway: int
 
     @property
     def total(self) -> int:
         """The sum, in bytes."""
-        return self.weights + self.kv_cache + self.prompt_cache + self.engine + self.gateway
+        return sum(astuple(self))
 
     def __str__(self) -> str:
         parts = {
             "weights": self.weights,
             "KV cache": self.kv_cache,
             "prompt cache": self.prompt_cache,
+            "requests": self.requests,
             "engine": self.engine,
             "gateway": self.gateway,
         }
@@ -51,7 +55,9 @@ def in_mib(size: int) -> int:
     return -(-size // MIB)
 
 
-def memory_need(head: GgufHead, file_size: int, context: int, settings: Settings) -> MemoryNeed:
+def memory_need(
+    head: GgufHead, file_size: int, model: ModelSettings, settings: Settings
+) -> MemoryNeed:
     """What ``settings`` and a model file of ``file_size`` bytes need. Raises GgufError when the
     head lacks a figure.
 
@@ -67,8 +73,9 @@ def memory_need(head: GgufHead, file_size: int, context: int, settings: Settings
     per_token = sum(per_layer) * (key + value) * _BYTES_PER_VALUE
     return MemoryNeed(
         weights=file_size,
-        kv_cache=per_token * context * settings.slots,
+        kv_cache=per_token * model.context * settings.slots,
         prompt_cache=settings.cache_mib * MIB,
+        requests=model.longest_body * settings.slots * _PER_BYTE_OF_TEXT,
         engine=_ENGINE_OVERHEAD,
         gateway=settings.workers * _WORKER + _PARENTS,
     )

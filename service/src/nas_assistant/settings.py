@@ -73,6 +73,14 @@ class ModelSettings:
     context: int
     chat_template: str
 
+    @property
+    def longest_body(self) -> int:
+        """Bytes of a request beyond which its text cannot fit the context.
+
+        No text has 16 bytes in each of its tokens; tools and schemas take some more.
+        """
+        return self.context * 16 + (64 << 10)
+
 
 @dataclass(frozen=True)
 class Settings:

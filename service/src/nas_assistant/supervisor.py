@@ -26,8 +26,6 @@ from nas_assistant.engine_process import EngineFailed, EngineProcess
 from nas_assistant.logs import log
 from nas_assistant.settings import Settings
 
-_PROBE_SECONDS = 5
-_PROBES_MISSED = 3
 _LONGEST_BACK_OFF = 30.0
 # An engine that ran this long did not fail because of its start.
 _STABLE_SECONDS = 60
@@ -137,7 +135,7 @@ class Supervisor:
         back_off, number = 1.0, 0
         since = time.monotonic()
         while True:
-            reason = await self._engine_end(self._engines[name])
+            reason = await self._engines[name].end()
             if time.monotonic() - since > _STABLE_SECONDS:
                 back_off = 1.0
             log(
@@ -161,20 +159,6 @@ class Supervisor:
                 # OSError: no process, memory or disk to be had just now. It may pass.
                 log(logging.ERROR, "engine_failed", str(error), model=name)
                 self._engines[name].kill()
-
-    async def _engine_end(self, engine: EngineProcess) -> str:
-        """Wait until ``engine`` ends, or kill it when it no longer answers; return the reason."""
-        ended = asyncio.create_task(engine.wait())
-        missed = 0
-        while not ended.done():
-            await asyncio.wait((ended,), timeout=_PROBE_SECONDS)
-            if not ended.done():
-                missed = 0 if await engine.healthy() else missed + 1
-                if missed == _PROBES_MISSED:
-                    engine.kill()
-                    await ended
-                    return f"the engine did not answer {missed} health checks and was killed"
-        return ended.result()
 
     async def _start_gateway(self) -> asyncio.subprocess.Process:
         # A copy, so that a worker that is replaced later has the settings of this start.

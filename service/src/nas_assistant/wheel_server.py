@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 
 import xllamacpp
@@ -18,7 +19,11 @@ import xllamacpp
 def main() -> None:
     """Load the model, serve until a signal ends the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    server = xllamacpp.Server(_parameters(_options()))
+    try:
+        server = xllamacpp.Server(_parameters(_options()))
+    except RuntimeError as error:
+        # llama.cpp has said more in the lines before.
+        sys.exit(f"the engine refused the model: {error}")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     del server
 
@@ -34,6 +39,7 @@ def _options() -> argparse.Namespace:
     for name in (
         "--ctx-size",
         "--parallel",
+        "--batch-size",
         "--threads",
         "--threads-http",
         "--cache-ram",
@@ -53,6 +59,7 @@ def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.use_jinja = not options.no_jinja
     parameters.n_ctx = options.ctx_size
     parameters.n_parallel = options.parallel
+    parameters.n_batch = options.batch_size
     parameters.cpuparams.n_threads = options.threads
     parameters.cpuparams_batch.n_threads = options.threads
     parameters.n_threads_http = options.threads_http
@@ -61,6 +68,7 @@ def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
     # What llama-server is told by flags, see engine_process.py.
     parameters.ui = False
     parameters.endpoint_slots = False
+    parameters.endpoint_metrics = True
     parameters.fit_params = False
     return parameters
 
