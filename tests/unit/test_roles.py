@@ -34,6 +34,10 @@ def test_defaults_are_those_of_the_specification(role: Path) -> None:
     }
     required = {key for key, option in options(role).items() if option.get("required")}
     defaults = load(role / "defaults/main.yml")
+    # Ansible evaluates a documented default to check it, also in check mode: it must make nothing.
+    for key in [key for key, value in defaults.items() if "builtin.password" in str(value)]:
+        assert key not in documented
+        del defaults[key]
     # A required variable has an empty value at most, so that the role's own message can name it.
     for key in required & set(defaults):
         assert not defaults.pop(key)

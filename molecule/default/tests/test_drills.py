@@ -64,7 +64,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"assistant_resources": {"memory": "200m"}}, ["memory", "MiB"]),
     ({"assistant_resources": {"memory": "1g", "cpus": 99}}, ["cpus at most the"]),
     ({"docker_daemon": {"no-such-key": 1}}, ["no-such-key", "was put back"]),
-    ({"proxy_https_port": 22}, ["sshd listens on port 22", "Nothing was changed"]),
+    ({"proxy_https_port": 22}, ["sshd listens on port 22", "Nothing of the proxy was changed"]),
     ({"assistant_engine": {"slots": 0}}, ["slots"]),
     ({"assistant_api_keys": {"owner": "short"}}, ["32 characters"]),
     ({"assistant_models": {"default": {"file": "../x.gguf"}}}, ["assistant_models: default"]),
