@@ -54,6 +54,7 @@ test-full: test ## Run the long tests too: interrupted runs, a fleet, the other 
 
 .PHONY: bench
 bench: models ## Measure the service against the bare engine, and the demo cold and warm
+	@$(PYTHON) -m lab engine
 	@mkdir -p .lab/bench
 	$(BIN)/python tests/bench/bench_demo.py .lab/bench/demo.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf .lab/bench/service.json
