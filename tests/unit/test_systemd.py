@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible_collections.nas.assistant.plugins.modules.service_loaded import (
+from ansible_collections.nas.assistant.plugins.module_utils._systemd import (
     loaded_at,
     newer_than,
     plan,

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Finds the port and the user by which a NAS lets Ansible in, all on the controller."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import subprocess
+import time
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible_collections.nas.assistant.plugins.plugin_utils._door import (
+    Door,
+    common_args,
+    connect,
+    is_ssh,
+    present_door,
+    reason_of,
+    unknown_key,
+)
+
+Variables = dict[str, Any]
+Result = dict[str, Any]
+
+
+def candidates(wanted: list[Variables], present: Door) -> list[Door]:
+    """Return the doors to try, in order: as they should be or last were, as the inventory says.
+
+    :param wanted: ``host``, ``port``, ``user`` of each, each of them optional.
+    """
+    doors = [
+        Door(
+            str(wish.get("host") or present.host),
+            int(wish["port"]) if wish.get("port") else present.port,
+            str(wish["user"]) if wish.get("user") else present.user,
+        )
+        for wish in wanted
+    ]
+    return list(dict.fromkeys([*doors, present]))
+
+
+def remembered(path: str) -> list[Variables]:
+    """Return the door that was open last, none when nothing usable was written down."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            door = json.load(stream)
+        return [{name: door[name] for name in ("host", "port", "user")}]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+# An account that is there and may not administer yet is a door that a run left half-made.
+PROBE = '[ "$(id -u)" = 0 ] || sudo -n true || exit 1; echo "$SSH_CONNECTION"'
+# The inventory's own door may need a password for sudo, which Ansible then knows.
+PLAIN_PROBE = 'echo "$SSH_CONNECTION"'
+
+
+def ssh_settings(executable: str, door: Door) -> dict[str, str]:
+    """Return what the user's own ssh configuration says of this host, by lower-case keyword."""
+    argv = [executable, "-G", door.host]
+    if door.port:
+        argv[1:1] = ["-p", str(door.port)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
+
+
+def knock(host: str, port: int, timeout: float) -> str:
+    """Return why no SSH daemon greets us at this address, or nothing when one does."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout) as stream:
+            stream.settimeout(timeout)
+            greeting = stream.recv(4)
+    except OSError as error:
+        return str(error.strerror or error)
+    return "" if greeting == b"SSH-" else "something else than an SSH daemon answers there"
+
+
+class ActionModule(ActionBase):
+    """See the module's documentation."""
+
+    TRANSFERS_FILES = False
+    _seen_as = ""
+
+    def run(self, tmp: str | None = None, task_vars: Variables | None = None) -> Result:
+        """Try one door after the other; return the first that opens."""
+        result: Result = super().run(tmp, task_vars)
+        _, arguments = self.validate_argument_spec(
+            argument_spec={
+                "doors": {"type": "list", "elements": "dict", "required": True},
+                "remembered": {"type": "path", "default": ""},
+                "timeout": {"type": "int", "default": 3},
+            }
+        )
+        present = present_door(self._connection)
+        if not is_ssh(self._connection):
+            return result | {"changed": False, "moved": False}
+        started = time.monotonic()
+        tried = []
+        wanted = [*arguments["doors"], *remembered(arguments["remembered"])]
+        for door in candidates(wanted, present):
+            opened, reason = self._try(door, present, arguments["timeout"])
+            if opened:
+                settings = self._settings(opened)
+                return result | {
+                    "changed": False,
+                    "moved": opened != present,
+                    "host": opened.host,
+                    "port": opened.port or int(settings.get("port", 22)),
+                    "user": opened.user or settings.get("user", ""),
+                    "seen_as": self._seen_as,
+                    "common_args": common_args(self._connection, opened),
+                    "inventory": {"host": present.host, "port": present.port, "user": present.user},
+                    "seconds": round(time.monotonic() - started, 2),
+                }
+            tried.append(f"{door}: {reason}")
+        raise AnsibleConnectionFailure(
+            f"{present.host} lets nobody in. Tried were {'; '.join(tried)}. Is it on, is the "
+            "address right, and is your key among those that it knows? If its port or account was "
+            "changed elsewhere, say so once with ansible_port and ansible_user."
+        )
+
+    def _try(self, door: Door, present: Door, timeout: int) -> tuple[Door | None, str]:
+        """Return the door that opened, perhaps with an alias for its key, or why it did not."""
+        settings = self._settings(door)
+        options = (
+            self._connection.get_option(name) or "" for name in ("ssh_common_args", "ssh_args")
+        )
+        through_others = {"proxyjump", "proxycommand"} & set(settings) or "Proxy" in "".join(
+            options
+        )
+        if not through_others:
+            # Quicker than ssh, and a port that is closed costs no attempt to log in.
+            port = door.port or int(settings.get("port", 22))
+            reason = knock(settings.get("hostname", door.host), port, timeout)
+            if reason:
+                return None, reason
+        for alias in ("", present.host):
+            attempt = Door(door.host, door.port, door.user, alias)
+            connection = connect(self, attempt, shared=True, timeout=timeout)
+            try:
+                probe = PLAIN_PROBE if door == present else PROBE
+                code, out, err = connection.exec_command(
+                    f"sh -c {shlex.quote(probe)}", sudoable=False
+                )
+            except AnsibleConnectionFailure as error:
+                if unknown_key(error) and not alias:
+                    continue
+                return None, reason_of(error)
+            if code == 0:
+                self._seen_as = out.decode(errors="replace").partition(" ")[0].strip()
+                return attempt, ""
+            return (
+                None,
+                f"it lets us in, but not administer: {err.decode(errors='replace').strip()}",
+            )
+        raise AnsibleActionFail("unreachable")
+
+    def _settings(self, door: Door) -> dict[str, str]:
+        return ssh_settings(self._connection.get_option("ssh_executable"), door)
