@@ -26,6 +26,12 @@ AUTH = {"Authorization": f"Bearer {SECRET}"}
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 LARGE = f"[model:large]\nfile = large.gguf\nsha256 = {'1' * 64}\n"
+WEATHER = {"type": "function", "function": {"name": "weather"}}
+
+
+def named(name: str) -> dict[str, Any]:
+    """A tool_choice that asks for one function."""
+    return {"type": "function", "function": {"name": name}}
 
 
 @pytest.fixture
@@ -174,6 +180,11 @@ def test_developer_is_the_newer_name_of_system(client: TestClient, engine: FakeE
             "messages[0]",
         ),
         (HELLO | {"top_logprobs": 21}, "top_logprobs"),
+        (HELLO | {"repeat_penalty": 0}, "repeat_penalty"),
+        (HELLO | {"tool_choice": "banana"}, "tool_choice"),
+        (HELLO | {"tool_choice": "required"}, "tool_choice"),
+        (HELLO | {"tool_choice": {"type": "function"}}, "tool_choice"),
+        (HELLO | {"tools": [WEATHER], "tool_choice": named("clock")}, "tool_choice"),
     ],
 )
 def test_bad_chat_requests(
@@ -193,7 +204,7 @@ def test_bad_chat_requests(
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "logprobs": True}, "logprobs"),
+        ({"prompt": "a", "logprobs": 2}, "logprobs"),
     ],
 )
 def test_bad_completion_requests(client: TestClient, request_: dict[str, Any], param: str) -> None:

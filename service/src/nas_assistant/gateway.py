@@ -105,8 +105,8 @@ class _Generate:
         if len(generation.body) > most:
             # The engine would find out too, after taking 80 times as much memory.
             raise bad_request(
-                f"The request has {len(generation.body)} bytes; no text of more than {most} fits "
-                f"the model's context of {self._settings.models[model.name].context} tokens.",
+                f"The request has {len(generation.body)} bytes; at most {most} are taken for a "
+                f"context of {self._settings.models[model.name].context} tokens.",
                 None,
                 "context_length_exceeded",
             )

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from nas_assistant.errors import ApiError, bad_request
-from nas_assistant.structured import check_response_format, check_tools
+from nas_assistant.structured import (
+    check_choice_among,
+    check_response_format,
+    check_tool_choice,
+    check_tools,
+)
 
 _MAX_DEPTH = 32
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -81,8 +86,8 @@ def _logit_bias(value: Any) -> str | None:
     return "must be an object of token numbers and biases from -100 to 100"
 
 
-def _tool_choice(value: Any) -> str | None:
-    return None if isinstance(value, str | dict) else "must be a string or an object"
+def _logprobs(_: Any) -> str | None:
+    return "is supported by /v1/chat/completions only"
 
 
 _boolean = _of_type(bool, "true or false")
@@ -104,7 +109,7 @@ _COMMON: Mapping[str, Callable[[Any], str | None]] = {
     "logit_bias": _logit_bias,
     "top_k": _integer(0, 1 << 20),
     "min_p": _number(0, 1),
-    "repeat_penalty": _number(0, 10),
+    "repeat_penalty": _number(0.01, 10),
 }
 _CHAT: Mapping[str, Callable[[Any], str | None]] = {
     **_COMMON,
@@ -112,10 +117,11 @@ _CHAT: Mapping[str, Callable[[Any], str | None]] = {
     "top_logprobs": _integer(0, 20),
     "response_format": check_response_format,
     "tools": check_tools,
-    "tool_choice": _tool_choice,
+    "tool_choice": check_tool_choice,
     "parallel_tool_calls": _boolean,
 }
-_COMPLETION: Mapping[str, Callable[[Any], str | None]] = {**_COMMON, "logprobs": _integer(0, 20)}
+# The engine would give them in the shape that they have in a chat.
+_COMPLETION: Mapping[str, Callable[[Any], str | None]] = {**_COMMON, "logprobs": _logprobs}
 # Accepted while they ask for nothing.
 _COMPLETION_NEUTRAL = {"echo": False, "best_of": 1, "suffix": ""}
 
@@ -129,9 +135,11 @@ def parse_chat(raw: bytes) -> Generation:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("'messages' must be a list with at least one message.", "messages")
-    return _generation(
+    generation = _generation(
         fields, _CHAT, {"messages": [_message(item, at) for at, item in enumerate(messages)]}
     )
+    check_choice_among(fields.get("tools"), fields.get("tool_choice"))
+    return generation
 
 
 def parse_completion(raw: bytes) -> Generation:

@@ -75,9 +75,9 @@ class ModelSettings:
 
     @property
     def longest_body(self) -> int:
-        """Bytes of a request beyond which its text cannot fit the context.
+        """Bytes that a request may have: more text than any language puts into the context.
 
-        No text has 16 bytes in each of its tokens; tools and schemas take some more.
+        Written words have 3 to 6 bytes in a token; tools and schemas take some more.
         """
         return self.context * 16 + (64 << 10)
 

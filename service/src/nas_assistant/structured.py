@@ -66,6 +66,30 @@ def check_tools(value: Any) -> None:
     check_schemas(schemas, "tools")
 
 
+def check_tool_choice(value: Any) -> str | None:
+    """Return what is wrong with a tool_choice by itself, or nothing."""
+    if isinstance(value, str):
+        return None if value in ("auto", "none", "required") else "must be auto, none or required"
+    function = value.get("function") if isinstance(value, dict) else None
+    if isinstance(function, dict) and isinstance(function.get("name"), str):
+        return None if value.get("type") == "function" else "must be of the type function"
+    return "must be auto, none, required, or an object that names a function"
+
+
+def check_choice_among(tools: Any, choice: Any) -> None:
+    """Raise ApiError (400) for a choice that these tools do not offer; both were checked before."""
+    if choice in (None, "auto", "none"):
+        return
+    names = [tool["function"]["name"] for tool in tools or ()]
+    if not names:
+        raise bad_request("'tool_choice' asks for a tool, and 'tools' has none.", "tool_choice")
+    if isinstance(choice, dict) and choice["function"]["name"] not in names:
+        raise bad_request(
+            f"'tool_choice' names a function that 'tools' lacks; it has {', '.join(names)}.",
+            "tool_choice",
+        )
+
+
 def check_schemas(schemas: list[dict[str, Any]], where: str) -> None:
     """Raise ApiError (400) for schemas whose grammar would stall the engine.
 
