@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from lab import disks, engine, label, paths, vm
+from lab import disks, engine, label, paths, report, vm
 from lab.docker import docker, lines
 from lab.lock import held
 from lab.progress import say, step, warn
@@ -28,6 +28,9 @@ def down(name: str) -> None:
             _remove_labelled(label.filters(name), f"lab {name}")
         disks.detach(disks.below(paths.lab(name), disks.attached()))
         shutil.rmtree(paths.lab(name), ignore_errors=True)
+        if name == report.NAME:
+            # It names hosts that are gone, and a key.
+            (paths.home() / "demo.json").unlink(missing_ok=True)
     say(f"lab {name} is gone")
 
 

@@ -13,7 +13,7 @@ description:
   - When the container stops or starts over instead, the module ends at once with the message of the
     container's last error, and stops the container so that nothing half-working is left.
   - A container that already waits between two starts is started over at once, so that it is judged
-    by what is there now.
+    by what is there now. So is one whose files were changed after it read them.
 author:
   - The nas.assistant contributors
 options:
@@ -25,13 +25,20 @@ options:
     description: The service's Unix socket on the NAS.
     type: path
     required: true
+  reads:
+    description:
+      - Files on the NAS that the service reads when it starts. When one was changed after the
+        container started (content, name, owner or mode), the container is started over.
+    type: list
+    elements: path
+    default: []
   timeout:
     description: Seconds to wait. Loading a large model from a slow disk takes minutes.
     type: int
     default: 600
 attributes:
   check_mode:
-    description: Asks nothing, since in check mode the container may not be there.
+    description: Says whether it would be started over; does not wait.
     support: full
   diff_mode:
     description: Changes nothing that could be shown.
@@ -61,15 +68,18 @@ import json
 import socket
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
     DockerError,
     run as docker,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._systemd import newer_than
 
 PAUSE = 0.5  # seconds between two questions
 EX_CONFIG = 78  # the start script's exit code when starting again cannot help (sysexits.h)
+RESTART_NOW = ["docker", "restart", "--time", "10"]
 CHANCES = 2  # restarts after another end, such as a kill, before it counts as a crash loop
 
 
@@ -116,18 +126,33 @@ def last_error(log: str) -> str:
     return last
 
 
-def end_back_off(container: str) -> bool:
-    """Start a container over that waits between two starts; return whether it did.
+def start_over(container: str, reads: list[str], check_mode: bool) -> bool:
+    """Start a container over that must read its files again; return whether it did.
 
-    What it stumbled over may be mended by now: the next start tells, and Docker may wait a minute.
+    One that waits between two starts may find mended what it stumbled over, and Docker may wait a
+    minute. One that started before a file was changed still holds what was in it.
     """
-    state = docker(
-        ["docker", "container", "inspect", "--format", "{{.State.Restarting}}", container]
-    )
-    if state.strip() != "true":
+    try:
+        (found,) = json.loads(docker(["docker", "container", "inspect", container]))
+    except DockerError:
+        if check_mode:  # it would be made
+            return False
+        raise
+    state = found["State"]
+    stale = bool(state["Running"]) and newer_than(reads, started_at(str(state["StartedAt"])))
+    if not stale and not state["Restarting"]:
         return False
-    docker(["docker", "restart", "--time", "10", container])
+    if not check_mode:
+        # Requests in flight may finish, within the time that the container has for a stop.
+        docker([*(["docker", "restart"] if stale else RESTART_NOW), container])
     return True
+
+
+def started_at(text: str) -> float:
+    """Return seconds since the epoch of a time as Docker says it (RFC 3339, nanoseconds)."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    moment = datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp()
+    return moment + float(f"0.{fraction or 0}")
 
 
 @dataclass(frozen=True)
@@ -190,14 +215,15 @@ def main() -> None:
         argument_spec={
             "container": {"type": "str", "required": True},
             "socket": {"type": "path", "required": True},
+            "reads": {"type": "list", "elements": "path", "default": []},
             "timeout": {"type": "int", "default": 600},
         },
         supports_check_mode=True,
     )
-    if module.check_mode:
-        module.exit_json(changed=False, seconds=0.0, answer={})
     try:
-        changed = end_back_off(module.params["container"])
+        changed = start_over(module.params["container"], module.params["reads"], module.check_mode)
+        if module.check_mode:
+            module.exit_json(changed=changed, seconds=0.0, answer={})
         module.exit_json(
             changed=changed,
             **wait(module.params["container"], module.params["socket"], module.params["timeout"]),

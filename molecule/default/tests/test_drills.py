@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -62,9 +63,14 @@ def test_stopped_service_is_said_in_one_shape(
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"assistant_model_variant": "huge"}, ["assistant_model_variant=huge", "default, large"]),
     ({"assistant_resources": {"memory": "200m"}}, ["memory", "MiB"]),
+    ({"assistant_resources": {"memory": "0m"}}, ["memory is a whole number with m or g"]),
+    ({"assistant_api_keys": {"owner": ["x" * 40]}}, ["assistant_api_keys: owner"]),
+    ({"assistant_data_dir": "/etc/nas-assistant"}, ["none of the system's own"]),
+    ({"proxy_server_names": ["*"]}, ["proxy_server_names=['*']"]),
+    ({"proxy_read_timeout": 0}, ["proxy_read_timeout=0"]),
     ({"assistant_resources": {"memory": "1g", "cpus": 99}}, ["cpus at most the"]),
     ({"docker_daemon": {"no-such-key": 1}}, ["no-such-key", "was put back"]),
-    ({"proxy_https_port": 22}, ["sshd listens on port 22", "Nothing of the proxy was changed"]),
+    ({"proxy_https_port": 2222}, ["sshd listens on port 2222", "Nothing of the proxy was changed"]),
     ({"assistant_engine": {"slots": 0}}, ["slots"]),
     ({"assistant_api_keys": {"owner": "short"}}, ["32 characters"]),
     ({"assistant_models": {"default": {"file": "../x.gguf"}}}, ["assistant_models: default"]),
@@ -107,6 +113,50 @@ def test_corrupt_model_is_said_by_log_and_mended_by_the_playbook(
     assert ask(client).status_code == 200
 
 
+def test_a_key_slipped_in_by_hand_is_revoked(
+    host: Host, client: httpx.Client, playbook: Playbook, wait_ready: Callable[[], float]
+) -> None:
+    """The file alone is not enough: the service had read it meanwhile."""
+    evil = "e" * 40
+    digest = hashlib.sha256(evil.encode()).hexdigest()
+    config = "/etc/nas-assistant/config.ini"
+    host.check_output(f"sed -i 's/^.keys.$/&\\nevil = sha256:{digest}/' {config}")
+    host.check_output("docker restart nas-assistant")
+    wait_ready()
+    foreign = {"Authorization": f"Bearer {evil}"}
+    assert client.get("/v1/models", headers=foreign).status_code == 200
+    done = playbook("assistant")
+    assert done.returncode == 0, done.stdout
+    wait_ready()
+    assert client.get("/v1/models", headers=foreign).status_code == 401
+    assert "changed=0" in playbook("assistant").stdout
+
+
+@pytest.mark.parametrize("alter", ["docker pause nas-assistant", "docker rename nas-assistant foo"])
+def test_an_altered_container_is_mended(
+    host: Host, client: httpx.Client, playbook: Playbook, alter: str
+) -> None:
+    host.check_output(alter)
+    done = playbook("assistant")
+    assert done.returncode == 0, done.stdout
+    assert host.check_output("docker ps --all --format '{{.Names}} {{.State}}'") == (
+        "nas-assistant running"
+    )
+    assert ask(client).status_code == 200
+
+
+def test_broken_docker_settings_are_said(host: Host, playbook: Playbook) -> None:
+    path = "/etc/docker/daemon.json"
+    before = host.file(path).content_string
+    host.check_output(f"echo '{{' > {path}")
+    try:
+        done = playbook("docker")
+        assert done.returncode != 0
+        assert "daemon.json on nas1 is not a JSON object" in " ".join(done.stdout.split())
+    finally:
+        host.check_output(f"printf %s > {path}", before)
+
+
 def test_check_mode_shows_a_change_to_come(playbook: Playbook) -> None:
     for variables in ({"assistant_server": {"queue": 7}}, {"assistant_image": {"engine": "x"}}):
         done = playbook("site", "--check", "--diff", **variables)
@@ -126,8 +176,16 @@ def test_a_site_that_does_not_get_on_with_others_is_taken_back(
         done = playbook("proxy", proxy_body_limit="5m")
         assert done.returncode != 0
         assert "duplicate upstream" in done.stdout
-        assert "Nginx was left as it was" in done.stdout
+        assert "The old state is in place again" in " ".join(done.stdout.split())
         assert host.run("grep -c 'max_body_size 4m' /etc/nginx/conf.d/nas-assistant.conf").rc == 0
+        # Another name wants another certificate, and clients still trust the one that is served.
+        done = playbook("proxy", proxy_server_names=["other.example.com"])
+        assert done.returncode != 0
+        assert ask(client).status_code == 200
+        assert host.check_output("ls /etc/nginx/conf.d").split() == [
+            "nas-assistant.conf",
+            "zz-rival.conf",
+        ]
     finally:
         host.check_output(f"rm {rival}")
     assert host.run("nginx -t").rc == 0

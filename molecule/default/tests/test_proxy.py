@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import ssl
 import time
@@ -68,8 +69,33 @@ def test_redirects_http_and_keeps_the_method(address: str) -> None:
 
 @pytest.mark.parametrize("port", [8000, 2375, 2376])
 def test_nothing_else_answers(address: str, port: int) -> None:
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, port), timeout=5)
+    with pytest.raises(TimeoutError):
+        socket.create_connection((address, port), timeout=3)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"TRACE /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", 405),
+        (b"GET /v1/models%00 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 9000 + b"\r\n\r\n", 431),
+    ],
+    ids=["method", "path", "long path", "headers"],
+)
+def test_errors_of_nginx_have_the_one_shape(
+    address: str, certificate: Path, request_: bytes, status: int
+) -> None:
+    context = ssl.create_default_context(cafile=str(certificate))
+    with (
+        socket.create_connection((address, 443), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=address) as secured,
+    ):
+        secured.sendall(request_)
+        answer = b"".join(iter(lambda: secured.recv(65536), b""))
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert set(body["error"]) == {"message", "type", "param", "code"}
 
 
 def handshake(address: str, context: ssl.SSLContext) -> str | None:
@@ -103,7 +129,7 @@ def test_certificate_is_not_trusted_by_chance(address: str) -> None:
 
 
 def test_private_key_stays_private(host: Host, certificate: Path) -> None:
-    key = host.file("/etc/nas-assistant/tls/server.key")
+    key = host.file("/etc/nas-assistant/tls/server.ecc.key")
     assert (key.user, key.group, key.mode) == ("root", "root", 0o600)
     assert "PRIVATE" not in certificate.read_text()
 
