@@ -10,11 +10,11 @@ import textwrap
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lab import inventory, paths
+from lab import inventory, paths, ssh
 from lab.errors import LabError
 from lab.inventory import Host
 from lab.progress import record, say
@@ -53,9 +53,18 @@ def report(credentials: Path, used_inventory: str) -> None:
         )
         record(f"first question to {host.name}", answer.seconds)
         answers.append(answer)
+    hosts = [as_it_is_now(host) for host in hosts]
     document = demo_json(hosts, bundle, key, used_inventory)
     inventory.replace(paths.home() / "demo.json", json.dumps(document, indent=2) + "\n", 0o600)
     print(summary(document, answers[0]), flush=True)
+
+
+def as_it_is_now(host: Host) -> Host:
+    """A NAS with the door that it has after the playbooks."""
+    door = ssh.door(paths.lab(NAME), host.ssh_host)
+    if door is None:
+        raise LabError(f"{host.name} at {host.ssh_host} lets nobody in over SSH. {_SITE}")
+    return replace(host, ssh_port=door.port, ssh_user=door.user)
 
 
 def api_key(folder: Path) -> str:
@@ -120,7 +129,7 @@ def summary(document: dict[str, Any], answer: Answer) -> str:
     body = json.dumps({"model": "default", "messages": [{"role": "user", "content": "Hello"}]})
     said = textwrap.indent(textwrap.fill(answer.text, 96), "    ")
     speed = answer.tokens / answer.seconds if answer.seconds else 0.0
-    ssh = f"ssh -i {first['ssh_key']} -o UserKnownHostsFile={paths.lab(NAME) / 'known_hosts'}"
+    command = f"ssh -i {first['ssh_key']} -o UserKnownHostsFile={paths.lab(NAME) / 'known_hosts'}"
     return f"""
   Question  {QUESTION}
   Answer    ({answer.tokens} tokens in {answer.seconds:.1f} s: {speed:.0f} tokens/s)
@@ -139,7 +148,7 @@ def summary(document: dict[str, Any], answer: Answer) -> str:
   Next:
     make demo                 run the playbooks again: nothing changes
     make demo NAS=3           a fleet of three
-    {ssh} -p {first["ssh_port"]} {first["ssh_user"]}@{first["ssh_host"]}
+    {command} -p {first["ssh_port"]} {first["ssh_user"]}@{first["ssh_host"]}
                               look inside {first["name"]}
     README.md                 point the same playbooks at your own NAS
     make down                 remove all of this

@@ -264,7 +264,7 @@ def _logs_in(vm: Vm, patience: float) -> bool:
 def _shut_down(vm: Vm, pid: int) -> None:
     """As its power button does; as a power cut where that does not help."""
     say(f"{vm.lab} runs with another CPU: shutting it down")
-    ssh.login(paths.lab(vm.lab), vm.address, "systemctl poweroff")
+    ssh.as_root(paths.lab(vm.lab), vm.address, "systemctl poweroff")
     if not _wait_for_end(pid, _OFF_PATIENCE):
         stop_below(vm.folder)
 

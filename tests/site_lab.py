@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from lab import ssh
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,15 +57,8 @@ class Lab:
         )
 
     def on(self, host: dict[str, Any], command: str) -> str:
-        """Run a shell command on a NAS over SSH; return its output."""
-        done = subprocess.run(
-            [
-                *("ssh", "-F", os.devnull, "-i", host["ssh_key"], "-o", "BatchMode=yes"),
-                *("-o", f"UserKnownHostsFile={self.folder / 'known_hosts'}"),
-                *("-p", str(host["ssh_port"]), f"{host['ssh_user']}@{host['ssh_host']}", command),
-            ],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        """Run a shell command as root on a NAS over SSH; return its output."""
+        done = ssh.as_root(self.folder, host["ssh_host"], command)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

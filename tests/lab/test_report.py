@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lab import cli, inventory, report
+from lab import cli, inventory, report, ssh
 from lab.errors import LabError
 
 KEY = "a-key-that-the-test-made"
@@ -134,6 +134,7 @@ def test_demo_json_has_the_keys_that_scripts_read(
     monkeypatch.setenv("NAS_LAB_HOME", str(tmp_path / "home"))
     answer = report.Answer("It keeps your data at home.", 7, 0.5)
     monkeypatch.setattr(report, "ask", lambda url, key, trust: answer)
+    monkeypatch.setattr(ssh, "door", lambda folder, address: ssh.Door(2222, "nasadmin"))
     host = inventory.Host("nas1", "c1", "id", "172.18.0.11", 22, "root", "/k", ["/dev/loop0"])
     inventory.write("demo", "12", [host])
     assert cli.main(["demo-report", "--credentials", str(credentials)]) == 0
@@ -147,8 +148,8 @@ def test_demo_json_has_the_keys_that_scripts_read(
                 "name": "nas1",
                 "container": "c1",
                 "ssh_host": "172.18.0.11",
-                "ssh_port": 22,
-                "ssh_user": "root",
+                "ssh_port": 2222,
+                "ssh_user": "nasadmin",
                 "ssh_key": "/k",
             }
         ],

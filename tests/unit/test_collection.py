@@ -69,7 +69,7 @@ def test_installed_collection_runs_by_name(installed: Path, tmp_path: Path, inve
     assert {name.rsplit(".")[-1] for name in json.loads(listed)} == {path.stem for path in MODULES}
 
 
-@pytest.mark.parametrize("name", ["site", *[path.name for path in ROOT.glob("roles/*")]])
+@pytest.mark.parametrize("name", [path.stem for path in sorted(ROOT.glob("playbooks/*.yml"))])
 def test_checkout_runs_by_name_and_by_path(name: str) -> None:
     for playbook in (f"nas.assistant.{name}", f"playbooks/{name}.yml"):
         run("ansible-playbook", "-i", "inventories/one_nas", playbook, "--syntax-check", cwd=ROOT)

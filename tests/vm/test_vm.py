@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 from site_lab import ROOT, Lab, check_answer, make_inventory, read_lab, run_lab
+
+from lab import ssh
 
 NAME = f"vm{os.getpid()}"
 PATIENCE = 300  # seconds; the model is warmed up on an emulated CPU
@@ -85,6 +88,33 @@ def test_answers_again_after_a_reboot(lab: Lab) -> None:
     with lab.client(host) as client:
         wait_for(client, "/readyz", 200)
         check_answer(client)
+
+
+def test_the_door_is_as_closed_after_a_reboot(lab: Lab) -> None:
+    """Follows the reboot above: what is in force now was loaded at boot."""
+    (host,) = lab.hosts
+    assert ssh.door(lab.folder, host["ssh_host"]) == ssh.DOORS[0]
+    with pytest.raises(TimeoutError):
+        socket.create_connection((host["ssh_host"], 22), timeout=5)
+    assert "policy drop" in lab.on(host, "nft list table inet nas_assistant")
+    times = {
+        unit: int(lab.on(host, f"systemctl show {unit} --value --property={what}"))
+        for unit, what in (
+            ("nas-assistant-firewall.service", "ExecMainExitTimestampMonotonic"),
+            ("systemd-networkd.service", "ExecMainStartTimestampMonotonic"),
+        )
+    }
+    firewall, network = times.values()
+    assert 0 < firewall < network
+    for name, value in (
+        ("kernel.kptr_restrict", "2"),
+        ("kernel.unprivileged_bpf_disabled", "1"),
+        ("fs.protected_regular", "2"),
+        ("net.ipv4.conf.all.send_redirects", "0"),
+        # Docker's own, which containers need.
+        ("net.ipv4.ip_forward", "1"),
+    ):
+        assert lab.on(host, f"sysctl -n {name}") == value, name
 
 
 def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +17,29 @@ from typing import Any
 
 import httpx
 import pytest
+import testinfra
 from testinfra.host import Host
 
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+sys.path.insert(0, str(ROOT))
+
+from lab import ssh  # noqa: E402  # the lab is a package of the checkout, not of the environment
+
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
 LAB = ROOT / ".lab/molecule"
 CONTAINER = "nas-assistant"
+
+
+@pytest.fixture
+def host(address: str) -> Host:
+    """The NAS over SSH, by the door that is open now, as root."""
+    door = ssh.door(LAB, address)
+    assert door, f"{address} lets nobody in"
+    config = LAB / "ssh_config"
+    options = ssh.options(LAB)[1::2]
+    config.write_text("".join(f"{option.replace('=', ' ', 1)}\n" for option in options))
+    settings = f"ssh_config={config}&ssh_identity_file={LAB / ssh.KEY}&sudo={door.user != 'root'}"
+    return testinfra.get_host(f"ssh://{door.user}@{address}:{door.port}?{settings}")
 
 
 @pytest.fixture(scope="session")
