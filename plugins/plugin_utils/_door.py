@@ -77,7 +77,9 @@ def connect(
     new.set_options(direct={name: value for name, value in options.items() if value is not None})
     # The shell plugin holds what was found out about the other side, such as its temporary folder.
     new._shell = old._shell
-    new.set_become_plugin(old.become)
+    # Who comes in as the user to become does not become it, and then must not be waited for.
+    same = old.become is not None and old.become.get_option("become_user") == door.user
+    new.set_become_plugin(None if same else old.become)
     return new
 
 
