@@ -9,7 +9,6 @@ import json
 import os
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +19,9 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
+from lab import ssh
+
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-sys.path.insert(0, str(ROOT))
-
-from lab import ssh  # noqa: E402  # the lab is a package of the checkout, not of the environment
-
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
 LAB = ROOT / ".lab/molecule"
 CONTAINER = "nas-assistant"
