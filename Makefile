@@ -5,6 +5,8 @@ PYTHON ?= python3
 # How many NAS the demo builds, and their Debian release.
 NAS ?= 1
 DEBIAN ?= 12
+# A folder with ansible_collections/devsec/hardening, for the bench to compare with; not part of this project.
+DEVSEC ?=
 
 BIN := .venv/bin
 # The models of the tests that run without a NAS.
@@ -53,10 +55,11 @@ test-full: test ## Run the long tests too: interrupted runs, a fleet, the other 
 	$(IN_VENV) pytest tests/full
 
 .PHONY: bench
-bench: models ## Measure the service against the bare engine, and the demo cold and warm
+bench: models ## Measure the service against the bare engine, the demo cold and warm, a run without change
 	@$(PYTHON) -m lab engine
 	@mkdir -p .lab/bench
 	$(BIN)/python tests/bench/bench_demo.py .lab/bench/demo.json
+	$(IN_VENV) python tests/bench/bench_base.py .lab/bench/base.json $(DEVSEC)
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf .lab/bench/service.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/service-gemma.json
 

@@ -15,6 +15,7 @@ from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.nas.assistant.plugins.plugin_utils._door import (
     Door,
+    aliases,
     common_args,
     connect,
     is_ssh,
@@ -59,9 +60,12 @@ PROBE = '[ "$(id -u)" = 0 ] || sudo -n true || exit 1; echo "$SSH_CONNECTION"'
 PLAIN_PROBE = 'echo "$SSH_CONNECTION"'
 
 
-def ssh_settings(executable: str, door: Door) -> dict[str, str]:
-    """Return what the user's own ssh configuration says of this host, by lower-case keyword."""
-    argv = [executable, "-G", door.host]
+def ssh_settings(executable: str, door: Door, options: list[str]) -> dict[str, str]:
+    """Return what ssh's configuration says of this host, by lower-case keyword.
+
+    :param options: the words that Ansible gives ssh.
+    """
+    argv = [executable, "-G", *options, door.host]
     if door.port:
         argv[1:1] = ["-p", str(door.port)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -120,25 +124,19 @@ class ActionModule(ActionBase):
         raise AnsibleConnectionFailure(
             f"{present.host} lets nobody in. Tried were {'; '.join(tried)}. Is it on, is the "
             "address right, and is your key among those that it knows? If its port or account was "
-            "changed elsewhere, say so once with ansible_port and ansible_user."
+            "changed elsewhere, say so in the inventory (ansible_port, ansible_user)."
         )
 
     def _try(self, door: Door, present: Door, timeout: int) -> tuple[Door | None, str]:
         """Return the door that opened, perhaps with an alias for its key, or why it did not."""
         settings = self._settings(door)
-        options = (
-            self._connection.get_option(name) or "" for name in ("ssh_common_args", "ssh_args")
-        )
-        through_others = {"proxyjump", "proxycommand"} & set(settings) or "Proxy" in "".join(
-            options
-        )
-        if not through_others:
+        if not {"proxyjump", "proxycommand"} & set(settings):
             # Quicker than ssh, and a port that is closed costs no attempt to log in.
             port = door.port or int(settings.get("port", 22))
             reason = knock(settings.get("hostname", door.host), port, timeout)
             if reason:
                 return None, reason
-        for alias in ("", present.host):
+        for alias in aliases(present):
             attempt = Door(door.host, door.port, door.user, alias)
             connection = connect(self, attempt, shared=True, timeout=timeout)
             try:
@@ -160,4 +158,6 @@ class ActionModule(ActionBase):
         raise AnsibleActionFail("unreachable")
 
     def _settings(self, door: Door) -> dict[str, str]:
-        return ssh_settings(self._connection.get_option("ssh_executable"), door)
+        names = ("ssh_args", "ssh_common_args", "ssh_extra_args")
+        given = " ".join(str(self._connection.get_option(name) or "") for name in names)
+        return ssh_settings(self._connection.get_option("ssh_executable"), door, shlex.split(given))

@@ -16,6 +16,7 @@ KEYS = {"service", "name", "ports", "protocol", "from", "interfaces"}
 PROTOCOLS = {"tcp": ["tcp"], "udp": ["udp"], "both": ["tcp", "udp"]}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,40}")
 # What the kernel takes for the name of an interface, and nft for a word; * stands at the end only.
+PROGRAM = re.compile(r'users:\(\("([^"]+)"')
 INTERFACE = re.compile(r"[A-Za-z0-9_.:-]{1,15}[*]?")
 
 
@@ -52,29 +53,30 @@ def firewall_admits(rules: list[Rule], address: str, port: int, protocol: str = 
 
 
 def firewall_closes(
-    rules: list[Rule], listeners: Mapping[str, list[Mapping[str, Any]]], kept: Iterable[int] = ()
+    rules: list[Rule], sockets: Iterable[str], kept: Iterable[int] = ()
 ) -> list[str]:
     """Return the programs that listen on the network now and that no rule opens, each as
     ``445/tcp (smbd)``.
 
-    :param listeners: ``tcp`` and ``udp``, each as community.general.listen_ports_facts finds them.
+    :param sockets: lines of ``ss -Hlntup``.
     :param kept: ports that are left out: SSH, and what the owner knows of.
     """
     known = {int(port) for port in kept}
     closed = {}
-    for protocol, found in listeners.items():
-        for listener in found:
-            address, port = str(listener["address"]), int(listener["port"])
-            if _is_local(address) or port in known:
-                continue
-            if any(
-                rule["protocol"] == protocol and _has_port(rule["ports"], port) for rule in rules
-            ):
-                continue
-            # Clients of DHCP listen for answers, which the firewall lets in anyway.
-            if protocol == "udp" and port in (68, 546):
-                continue
-            closed[port, protocol] = f"{port}/{protocol} ({listener.get('name') or 'unknown'})"
+    for line in sockets:
+        protocol, _, _, _, local, *rest = line.split()
+        address, _, port_text = local.rpartition(":")
+        if not port_text.isdigit() or int(port_text) in known or _is_local(address):
+            continue
+        port = int(port_text)
+        if any(rule["protocol"] == protocol and _has_port(rule["ports"], port) for rule in rules):
+            continue
+        # Clients of DHCP listen for answers, which the firewall lets in anyway.
+        if protocol == "udp" and port in (68, 546):
+            continue
+        program = PROGRAM.search(" ".join(rest))
+        name = program.group(1) if program else "the kernel"
+        closed[port, protocol] = f"{port}/{protocol} ({name})"
     return [closed[key] for key in sorted(closed)]
 
 

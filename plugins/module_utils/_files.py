@@ -70,13 +70,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Found:
-    """A file as it is. ``content`` None: there is no regular file by that name."""
+    """A file as it is. ``content`` None: there is no regular file by that name.
+
+    ``link``: what it points to, where it is a symbolic link.
+    """
 
     exists: bool
     content: bytes | None = None
     uid: int = 0
     gid: int = 0
     mode: int = 0
+    link: str | None = None
 
 
 def edited(wanted: Wanted, found: Found) -> Wanted:
@@ -109,7 +113,8 @@ def look(wanted: Wanted) -> Found:
     elif stat.S_ISLNK(status.st_mode) and wanted.content is None and not wanted.absent:
         # What a link points to is somebody else's; owner and mode of a link itself mean nothing.
         return Found(exists=False)
-    return Found(True, content, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+    link = os.readlink(wanted.path) if stat.S_ISLNK(status.st_mode) else None
+    return Found(True, content, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), link)
 
 
 def differs(wanted: Wanted, found: Found) -> bool:
@@ -154,6 +159,10 @@ def put_back(wanted: Wanted, found: Found) -> None:
     if not found.exists:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(wanted.path)
+    elif found.link is not None:
+        draft = f"{wanted.path}.nas-assistant-draft"
+        os.symlink(found.link, draft)
+        os.rename(draft, wanted.path)
     elif found.content is None:
         os.chown(wanted.path, found.uid, found.gid, follow_symlinks=False)
         os.chmod(wanted.path, found.mode)

@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from typing import Any
 
 FOLDER = "/var/lib/nas-guard"
+# Which confirmation came last, for one that is sent twice; of no use after a reboot.
+CONFIRMED = "/run/nas-guard"
 UNITS = "/etc/systemd/system"
 BOOT_UNIT = "nas-guard.service"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -90,10 +92,12 @@ def revert_script(name: str, files: Sequence[tuple[str, bool]], commands: Sequen
     :param files: path of each file, and whether it existed; its copy is ``old/<number>``.
     """
     guard, reverting = f"{FOLDER}/{name}", f"{FOLDER}/{name}.reverting"
+    # Should the disk be full, moving the copy itself needs no room where it is on the same one.
     lines = [
         "#!/bin/sh",
         "# Puts back what nobody confirmed. With the word boot, no daemon runs yet.",
         "set -u",
+        "failed=",
         f"mv -T {guard} {reverting} 2>/dev/null",
         f"[ -d {reverting} ] || exit 0  # it was confirmed meanwhile",
         f"echo {shlex.quote(f'{name}: nobody confirmed the change; putting the old state back')}",
@@ -101,18 +105,31 @@ def revert_script(name: str, files: Sequence[tuple[str, bool]], commands: Sequen
     for number, (path, existed) in enumerate(files):
         target, draft = shlex.quote(path), shlex.quote(f"{path}.nas-guard")
         if existed:
+            copy = f"{reverting}/old/{number}"
             lines += [
-                f"cp -a -T {reverting}/old/{number} {draft} && mv -T {draft} {target}",
+                f"if [ -e {copy} ] || [ -h {copy} ]; then",
+                f"  cp -a -T {copy} {draft} && mv -T {draft} {target} || {{ rm -f {draft};",
+                f"    mv -T {copy} {target} || failed=yes; }}",
+                "fi",
             ]
         else:
-            lines += [f"rm -f {target}"]
+            lines += [f"rm -f {target} || failed=yes"]
     lines += ["systemctl daemon-reload"]
     lines += ['if [ "${1:-}" != boot ]; then', "  :"]
     lines += [f"  {command.shell()}" for command in commands]
     links = shlex.join(_boot_unit_files())
-    lines += ["fi", f"rm -rf {reverting}"]
-    # Unless another change waits, nothing is to be done at the next boot.
-    lines += [f"set -- {FOLDER}/*", f'[ -e "$1" ] || rm -f {links}', ""]
+    lines += [
+        "fi",
+        # What could not be put back is kept, and tried again at the next boot and the next run.
+        "[ -z \"$failed\" ] || { echo 'not everything could be put back'; exit 1; }",
+        f"rm -rf {reverting}",
+        # Unless another change waits, nothing is to be done at the next boot.
+        f"for other in {FOLDER}/*; do",
+        '  case "$other" in *.confirmed) ;; *) [ ! -e "$other" ] || exit 0 ;; esac',
+        "done",
+        f"rm -f {links}",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -126,8 +143,12 @@ def arm(name: str, files: Sequence[str], commands: Sequence[Command], seconds: i
     folder = os.path.join(FOLDER, checked_name(name))
     if pending(name):
         raise GuardError(f"{name}: an earlier change still waits for its confirmation; revert it")
+    folders = [path for path in files if os.path.isdir(path) and not os.path.islink(path)]
+    if folders:
+        raise GuardError(f"{name}: {', '.join(folders)} is a folder; name the files in it")
     draft = os.path.join(FOLDER, f".{name}")
-    shutil.rmtree(draft, ignore_errors=True)
+    for rest in (draft, f"{folder}.confirmed"):
+        shutil.rmtree(rest, ignore_errors=True)
     os.makedirs(os.path.join(draft, "old"), mode=0o700)
     os.chmod(FOLDER, 0o700)
     existed = []
@@ -170,12 +191,24 @@ def confirm(name: str, token: str) -> None:
                 raise GuardError(f"{name}: another change waits for a confirmation, not this one")
         os.rename(folder, confirmed)
     except FileNotFoundError:
+        if _last_confirmed(name) == token:  # the answer to the first confirmation was lost
+            return
         raise GuardError(
             f"{name}: the confirmation came too late, the old state was put back"
         ) from None
+    os.makedirs(CONFIRMED, mode=0o700, exist_ok=True)
+    _write(os.path.join(CONFIRMED, name), token)
     _run(["systemctl", "stop", f"nas-guard-{name}.timer"], check=False)
     shutil.rmtree(confirmed, ignore_errors=True)
     _remove_boot_unit()
+
+
+def _last_confirmed(name: str) -> str:
+    try:
+        with open(os.path.join(CONFIRMED, name), encoding="ascii") as stream:
+            return stream.read()
+    except OSError:
+        return ""
 
 
 def revert(name: str) -> bool:
@@ -202,6 +235,11 @@ def revert(name: str) -> bool:
     return True
 
 
+def armed(name: str) -> bool:
+    """Whether a change waits for its confirmation, and nothing has begun to put it back."""
+    return os.path.isdir(os.path.join(FOLDER, checked_name(name)))
+
+
 def pending(name: str) -> bool:
     """Whether a change waits for its confirmation, or is being put back."""
     folder = os.path.join(FOLDER, checked_name(name))
@@ -214,8 +252,8 @@ def _boot_unit_files() -> tuple[str, str]:
 
 def _ensure_boot_unit() -> None:
     link, path = _boot_unit_files()
-    if not os.path.exists(path):
-        _write(path, BOOT_UNIT_TEXT, 0o644)
+    _write(f"{path}.draft", BOOT_UNIT_TEXT, 0o644)
+    os.rename(f"{path}.draft", path)
     # The link and no daemon-reload: systemd reads it at the boot that it is for.
     os.makedirs(os.path.dirname(link), mode=0o755, exist_ok=True)
     with contextlib.suppress(FileExistsError):
@@ -224,7 +262,8 @@ def _ensure_boot_unit() -> None:
 
 def _remove_boot_unit() -> None:
     """Remove it unless another change waits."""
-    if any(not entry.startswith(".") for entry in os.listdir(FOLDER)):
+    entries = [entry for entry in os.listdir(FOLDER) if not entry.startswith(".")]
+    if any(not entry.endswith(".confirmed") for entry in entries):
         return
     for path in _boot_unit_files():
         with contextlib.suppress(FileNotFoundError):
@@ -238,16 +277,19 @@ def _write(path: str, text: str, mode: int = 0o600) -> None:
 
 
 def _run(argv: Sequence[str], check: bool = True) -> str:
-    done = subprocess.run(
-        argv,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=PATIENCE,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            argv,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise GuardError(f"{shlex.join(argv)}: no end after {PATIENCE} s") from error
     if check and done.returncode != 0:
         raise GuardError(f"{shlex.join(argv)}: {(done.stderr or done.stdout).strip()}")
     return done.stdout.strip()

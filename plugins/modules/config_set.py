@@ -13,6 +13,8 @@ description:
   - Compares all files of a set with the NAS, writes those that differ, checks the whole, and only
     then has the daemons read them. When a check or a daemon refuses, the old files are put back.
   - One round trip for the whole set, however many files and services it has.
+  - Its arguments are not in the NAS's journal, since files may hold secrets. Ansible shows them at
+    C(-vvv), so give the task C(no_log) where they do.
   - With I(guard), a change that could lock its owner out is confirmed over a new connection; if
     none
     comes, the NAS puts the old state back by itself. See M(nas.assistant.guard).
@@ -379,8 +381,14 @@ def unlike(pairs: list[dict[str, Any]]) -> list[tuple[str, str]]:
     return found
 
 
-def unit_verbs(units: list[dict[str, Any]], files: list[str]) -> dict[str, list[str]]:
-    """Return what each unit that is not as it should be needs."""
+def unit_verbs(
+    units: list[dict[str, Any]], files: list[str], written: frozenset[str] = frozenset()
+) -> dict[str, list[str]]:
+    """Return what each unit that is not as it should be needs.
+
+    :param written: files that were just written; a clock that was set back meanwhile does not
+        make them old.
+    """
     names = [unit["name"] for unit in units]
     others = [unit["unless_active"] for unit in units if unit["unless_active"]]
     properties = show(list(dict.fromkeys(names + others)))
@@ -394,7 +402,7 @@ def unit_verbs(units: list[dict[str, Any]], files: list[str]) -> dict[str, list[
         else:
             reads = unit["reads"] or files
             newer = newer_than(reads, loaded_at(found, stamp_of(unit["name"], unit["action"])))
-            verbs = plan(found, newer, unit["action"])
+            verbs = plan(found, newer or list(written & set(reads)), unit["action"])
         if verbs:
             needed[unit["name"]] = verbs
     return needed
@@ -467,15 +475,27 @@ class ConfigSet:
             if complaints:
                 raise Refused("; ".join(complaints))
             self.load(changes)
+            if self.token and not guard.armed(self.name):
+                raise Refused(f"it took longer than the guard's {wish['seconds']} s")
         except (Refused, SystemdError, FilesError, OSError) as error:
-            if self.token:
-                guard.revert(self.name)
-            else:
-                for wanted, found in reversed(changes):
-                    put_back(wanted, found)
-                if any(wanted.path.startswith(SYSTEMD) for wanted, _ in changes):
-                    systemctl("daemon-reload")
+            reverted = bool(self.token) and guard.revert(self.name)
+            if not reverted:
+                self.undo(changes)
             raise Refused(f"{error}. The old state is in place again") from error
+
+    def undo(self, changes: list[tuple[Wanted, Found]]) -> None:
+        """Put the files back, and have everything read them that may have read the new ones."""
+        for wanted, found in reversed(changes):
+            put_back(wanted, found)
+        if any(wanted.path.startswith(SYSTEMD) for wanted, _ in changes):
+            systemctl("daemon-reload")
+        for entry in self.params["apply"] if self.done else []:
+            if not entry.get("only_if") or run_command(entry["only_if"])[0] == 0:
+                run_command(entry["command"])
+        read = {unit["name"]: unit["action"] for unit in self.params["units"]}
+        for unit, action in read.items():
+            if any(step.endswith(f" {unit}") for step in self.done):
+                run_command(["systemctl", action, unit])
 
     def check_drafts(self, changes: list[tuple[Wanted, Found]]) -> None:
         """Have each new file checked before it takes the old one's place."""
@@ -503,7 +523,8 @@ class ConfigSet:
             demand(entry["command"])
             self.done.append(shlex.join(entry["command"]))
         actions = {unit["name"]: unit["action"] for unit in self.params["units"]}
-        for unit, verbs in unit_verbs(self.params["units"], self.paths()).items():
+        written = frozenset(wanted.path for wanted, _ in changes)
+        for unit, verbs in unit_verbs(self.params["units"], self.paths(), written).items():
             carry_out(unit, verbs, stamp_of(unit, actions[unit]))
             self.done += [f"{verb} {unit}" for verb in verbs]
         if unlike(self.params["same"]):

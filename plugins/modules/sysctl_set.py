@@ -185,17 +185,17 @@ def run(module: AnsibleModule) -> dict[str, object]:
     changes: dict[str, list[str]] = {}
     refused = dict(kernel.refused)
     if not module.check_mode:
+        # The file first: it is what remembers the values before.
+        if text != old and not absent:
+            replace(path, text.encode(), 0, 0, 0o644)
         for name, value in differ.items():
             reason = write(name, value)
             if reason:
                 refused[name] = reason
             else:
                 changes[name] = [kernel.values[name], value]
-        if text != old:
-            if absent:
-                os.unlink(path)
-            else:
-                replace(path, text.encode(), 0, 0, 0o644)
+        if text != old and absent:
+            os.unlink(path)
     else:
         # Whether the kernel takes it shows only when tried, save where nothing can be written.
         changes = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ansible.errors import AnsibleConnectionFailure
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.plugins.connection import ConnectionBase
 from ansible.plugins.loader import connection_loader
@@ -22,6 +22,8 @@ UNSHARED = "-o ControlMaster=no -o ControlPath=none"
 PAUSE = 1.0  # seconds between two attempts
 LATE = 60.0  # seconds that a NAS may take to put an old state back
 MOST_REFUSALS = 2
+# On the NAS itself (ansible-pull) there is no other door to prove.
+PROVING = ("ssh", "local")
 MODULE = "nas.assistant.guard"
 
 
@@ -69,14 +71,14 @@ def connect(
             extra.append(f"-o HostKeyAlias={door.alias}")
         if not shared:
             # First come, first served: ssh takes the first value that it is given for an option.
-            options["ssh_args"] = UNSHARED
+            options["ssh_args"] = f"{UNSHARED} {options.get('ssh_args') or ''}"
             extra.insert(0, UNSHARED)
         options["ssh_common_args"] = " ".join(word for word in extra if word)
         if timeout:
             options["timeout"] = timeout
     new.set_options(direct={name: value for name, value in options.items() if value is not None})
-    # The shell plugin holds what was found out about the other side, such as its temporary folder.
-    new._shell = old._shell
+    # A shell plugin of its own: the old one holds a temporary folder that may be another user's.
+    new._shell.set_options(direct=dict(old._shell.get_options()))
     # Who comes in as the user to become does not become it, and then must not be waited for.
     same = old.become is not None and old.become.get_option("become_user") == door.user
     new.set_become_plugin(None if same else old.become)
@@ -94,13 +96,20 @@ def using(action: ActionBase, connection: ConnectionBase) -> Iterator[None]:
         action._connection = before
 
 
-def reason_of(error: AnsibleConnectionFailure) -> str:
+def aliases(present: Door) -> tuple[str, str]:
+    """Names under which a host key may be known: the door's own, and that of the present one."""
+    if present.port and present.port != 22:
+        return "", f"[{present.host}]:{present.port}"
+    return "", present.host
+
+
+def reason_of(error: AnsibleError) -> str:
     """The last line of what ssh said, without Ansible's own words before it."""
     text = str(error).strip().splitlines()
     return text[-1].removeprefix("Failed to connect to the host via ssh: ") if text else "no reason"
 
 
-def unknown_key(error: AnsibleConnectionFailure) -> bool:
+def unknown_key(error: AnsibleError) -> bool:
     """Whether ssh knows no host key under the name and port that it was given."""
     return "Host key verification failed" in str(error)
 
@@ -111,7 +120,7 @@ def common_args(connection: ConnectionBase, door: Door) -> str:
     return f"{present} -o HostKeyAlias={door.alias}".strip() if door.alias else present
 
 
-def denied(error: AnsibleConnectionFailure) -> bool:
+def denied(error: AnsibleError) -> bool:
     """Whether an SSH daemon answered and let nobody in: a failure that it may count against us."""
     return any(word in str(error) for word in ("Permission denied", "Too many authentication"))
 
@@ -125,10 +134,9 @@ def through(
     A NAS whose port or address moved has the host key that it had: where the new name is not known,
     the key is looked up under the old one.
 
-    :raises AnsibleConnectionFailure: nobody answers, or lets us in.
+    :raises AnsibleError: nobody answers, or lets us in, or lets us administer.
     """
-    known_as = present_door(action._connection).host
-    for alias in ("", known_as):
+    for alias in aliases(present_door(action._connection)):
         attempt = Door(door.host, door.port, door.user, alias)
         connection = connect(action, attempt, shared=False, timeout=timeout)
         try:
@@ -159,13 +167,20 @@ def confirm(
     )
     seconds = int(wish.get("seconds") or 60)
     began = time.monotonic()
+    kind = action._connection._load_name.rsplit(".", 1)[-1]
+    if kind not in PROVING:
+        undone = _wait_for_the_old_state(action, task_vars, name, old, began + seconds)
+        return {
+            "failed": True,
+            "msg": f"{name}: a connection of the kind {kind} proves nothing, use ssh; {undone}",
+        }
     # What is left is the NAS's own time: a confirmation that comes too late is worth nothing.
     reason, refusals = "no attempt was made", 0
     while time.monotonic() - began < seconds * 0.7:
         try:
             arguments = {"name": name, "state": "confirmed", "token": token}
             answer, opened = through(action, new, arguments, task_vars, timeout=5)
-        except AnsibleConnectionFailure as error:
+        except AnsibleError as error:
             reason = reason_of(error)
             # Asking on would have the NAS ban this address, and then undoing helps nobody.
             refusals += denied(error)
@@ -211,7 +226,7 @@ def _wait_for_the_old_state(
         try:
             arguments = {"name": name, "state": "reverted"}
             answer, _ = through(action, door, arguments, task_vars, timeout=5)
-        except AnsibleConnectionFailure as error:
+        except AnsibleError as error:
             reason = reason_of(error)
             wait = max(due + PAUSE - time.monotonic(), 5 * PAUSE) if denied(error) else PAUSE
             time.sleep(wait)

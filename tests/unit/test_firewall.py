@@ -105,25 +105,28 @@ def test_admits(address: str, port: int, expected: bool) -> None:
     assert firewall_admits([rule("tcp", "20-22")], address, port) is expected
 
 
-def test_closes_names_what_would_be_lost() -> None:
-    def listener(port: int, name: str, address: str = "0.0.0.0") -> dict[str, Any]:
-        return {"address": address, "port": port, "name": name}
+SOCKETS = """\
+udp UNCONN 0 0 0.0.0.0:68 0.0.0.0:* users:(("dhclient",pid=601,fd=7))
+udp UNCONN 0 0 0.0.0.0:5353 0.0.0.0:* users:(("avahi-daemon",pid=612,fd=12))
+udp UNCONN 0 0 [fe80::1]%eth0:546 [::]:* users:(("systemd-network",pid=300,fd=20))
+udp UNCONN 0 0 *:443 *:* users:(("nginx",pid=9,fd=6),("nginx",pid=8,fd=6))
+tcp LISTEN 0 128 0.0.0.0:22 0.0.0.0:* users:(("sshd",pid=51,fd=3))
+tcp LISTEN 0 50 0.0.0.0:445 0.0.0.0:* users:(("smbd",pid=700,fd=31))
+tcp LISTEN 0 50 [::]:445 [::]:* users:(("smbd",pid=700,fd=29))
+tcp LISTEN 0 64 0.0.0.0:2049 0.0.0.0:*
+tcp LISTEN 0 244 127.0.0.1:5432 0.0.0.0:* users:(("postgres",pid=800,fd=6))
+tcp LISTEN 0 4096 127.0.0.53%lo:53 0.0.0.0:* users:(("systemd-resolve",pid=4,fd=13))
+tcp LISTEN 0 128 [::1]:631 [::]:* users:(("cupsd",pid=900,fd=7))
+tcp LISTEN 0 511 0.0.0.0:443 0.0.0.0:* users:(("nginx",pid=9,fd=7))
+tcp LISTEN 0 4096 *:8096 *:* users:(("docker-proxy",pid=1000,fd=4))
+"""
 
-    listeners = {
-        "tcp": [
-            listener(443, "nginx"),
-            listener(445, "smbd"),
-            listener(445, "smbd", "::"),
-            listener(5432, "postgres", "127.0.0.1"),
-            listener(631, "cupsd", "::1"),
-            listener(8096, "docker-proxy"),
-            listener(22, "sshd"),
-        ],
-        "udp": [listener(68, "dhclient"), listener(443, "nginx"), listener(5353, "avahi-daemon")],
-    }
-    assert firewall_closes([rule("tcp", "443")], listeners, [22, 8096]) == [
+
+def test_closes_names_what_would_be_lost() -> None:
+    assert firewall_closes([rule("tcp", "443")], SOCKETS.splitlines(), [22, 8096]) == [
         "443/udp (nginx)",
         "445/tcp (smbd)",
+        "2049/tcp (the kernel)",
         "5353/udp (avahi-daemon)",
     ]
 

@@ -116,13 +116,29 @@ def wait_ready(connect: Callable[[], httpx.Client]) -> Callable[[], float]:
 
 
 @pytest.fixture(scope="session")
-def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs a playbook of the collection with extra variables."""
+def playbook_in() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a playbook of the collection in an inventory."""
+
+    def run(
+        inventory: Path, environ: dict[str, str], name: str, *arguments: str
+    ) -> subprocess.CompletedProcess[str]:
+        command = ["ansible-playbook", "-i", str(inventory), f"nas.assistant.{name}", *arguments]
+        environ = {**os.environ, **environ}
+        return subprocess.run(
+            command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def playbook(
+    playbook_in: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a playbook on the NAS with extra variables."""
 
     def run(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
-        command = ["ansible-playbook", "-i", str(INVENTORY), f"nas.assistant.{name}", *arguments]
-        if variables:
-            command += ["--extra-vars", json.dumps(variables)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        extra = ["--extra-vars", json.dumps(variables)] if variables else []
+        return playbook_in(INVENTORY, {}, name, *arguments, *extra)
 
     return run

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,9 +147,11 @@ def test_published_ports_answer_only_from_the_list(
     subprocess.run(["docker", "restart", lab_container], check=True, capture_output=True)
     wait_ready()
     # After the restart this lab's NAS has no IPv6 until somebody switches it on again.
-    assert {found for found in open_ports() if found[0] == 4} == {
+    deadline = time.monotonic() + 60
+    while {found for found in open_ports() if found[0] == 4} != {
         found for found in allowed if found[0] == 4
-    }
+    }:
+        assert time.monotonic() < deadline
     assert playbook("base", "--tags", "firewall").returncode == 0
     assert open_ports() == set()
 
@@ -169,7 +172,7 @@ def test_guessing_is_banned(host: Host, address: str, lab_container: str) -> Non
     image = docker.inspect("container", [lab_container])[0]["Image"]
     guess = (
         "for i in 1 2 3 4 5 6 7 8; do ssh -o StrictHostKeyChecking=no -o BatchMode=yes "
-        f"-o ConnectTimeout=3 -p {ssh.DOORS[0].port} guess$i@{address} true; done; "
+        f"-o ConnectTimeout=3 -p {ssh.DOORS[0].port} guess$i@{address} true; done; sleep 5; "
         f"timeout 3 bash -c 'read -n 4 x < /dev/tcp/{address}/{ssh.DOORS[0].port}' && echo open"
     )
     done = docker.docker(
@@ -217,6 +220,9 @@ table inet nas_drill {
 }
 """
 RULES = "/etc/nas-assistant/drill.nft"
+FIREWALL = "/etc/nas-assistant/firewall.nft"
+OTHER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA other"
+WRONG_KEY = "AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 # As the role does it.
 UNBAN = {"command": ["fail2ban-client", "unban", "--all"]}
 # A rule set that is right in syntax and wrong in effect, and a port at which nobody can log in.
@@ -290,6 +296,18 @@ def session(address: str, command: str) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+def kill(controller: subprocess.Popen[bytes]) -> None:
+    """Kill a run of Ansible with its workers, each of which has a session of its own."""
+    pids = [controller.pid]
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            pids += [int(child) for child in task.read_text().split()]
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    controller.wait()
+
+
 @pytest.mark.parametrize("ending", ["controller killed", "NAS restarted"])
 def test_a_change_that_nobody_confirms_is_taken_back(
     host: Host,
@@ -299,30 +317,41 @@ def test_a_change_that_nobody_confirms_is_taken_back(
     wait_ready: Callable[[], float],
     ending: str,
 ) -> None:
-    wish = LOCKING_OUT["firewall"]
-    # An address that never answers keeps the controller asking.
-    seconds = SECONDS if ending == "controller killed" else 300
-    wish = {**wish, "guard": {**wish["guard"], "host": "192.0.2.1", "seconds": seconds}}
+    # The very file that is loaded at boot, with a port at which nobody listens.
+    before = host.file(FIREWALL).content_string
+    after = before.replace("elements = { 2222 }", "elements = { 1 }")
+    assert after != before
+    load = {"command": ["nft", "-f", FIREWALL]}
+    wish = {
+        "name": "drill",
+        "files": [{"dest": FIREWALL, "content": after, "mode": "0640"}],
+        "apply": [load],
+        "guard": {
+            "seconds": SECONDS if ending == "controller killed" else 300,
+            "revert": [load, UNBAN],
+            # An address that never answers keeps the controller asking.
+            "host": "192.0.2.1",
+        },
+    }
     root = os.environ["MOLECULE_PROJECT_DIRECTORY"]
     controller = subprocess.Popen(
         config_set(**wish), cwd=root, stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
         deadline = time.monotonic() + 60
-        while docker.execute(
-            lab_container, "nft", "list", "table", "inet", "nas_drill", check=False
-        ).returncode:
+        shown = ["nft", "list", "set", "inet", "nas_assistant", "ssh"]
+        while "{ 1 }" not in docker.execute(lab_container, *shown, check=False).stdout:
             assert time.monotonic() < deadline
             time.sleep(0.2)
     finally:
-        os.killpg(controller.pid, signal.SIGKILL)
-        controller.wait()
+        kill(controller)
     assert ssh.door(FOLDER, address) is None
     if ending == "NAS restarted":
         docker.docker("restart", lab_container)
         wait_ready()
     wait_for_the_door(address, SECONDS + 15)
     nothing_is_left(host)
+    assert host.file(FIREWALL).content_string == before
 
 
 def test_an_address_that_would_be_shut_out_is_refused(host: Host, playbook: Playbook) -> None:
@@ -361,7 +390,8 @@ def test_wrong_input_is_refused_before_anything_changes(
 
 DROP_IN = "/etc/ssh/sshd_config.d/00-nas-assistant.conf"
 SYSCTL = "/etc/sysctl.d/95-nas-assistant-hardening.conf"
-SUDOERS = "/etc/sudoers.d/nas-assistant"
+SUDOERS = "/etc/sudoers.d/nas-assistant-nasadmin"
+KEYS = "/etc/ssh/authorized_keys.d/nasadmin"
 SOCKET = "/etc/systemd/system/ssh.socket.d/nas-assistant.conf"
 MAIN = "/etc/ssh/sshd_config"
 # What somebody does by hand, how it shows, and what the next run makes of it.
@@ -373,7 +403,7 @@ ALTERED = {
                    f"grep -c 2222 {SOCKET}", "2"),
     "ssh at boot": ("systemctl disable ssh", "systemctl is-enabled ssh", "enabled"),
     "sudoers": (f"echo '# x' >> {SUDOERS}", f"grep -c x$ {SUDOERS}", "0"),
-    "keys' mode": ("chmod 0750 /home/nasadmin/.ssh", "stat -c %a /home/nasadmin/.ssh", "700"),
+    "keys' mode": (f"chmod 0755 {KEYS}", f"stat -c %a {KEYS}", "644"),
     "banner": ("echo > /etc/issue.net", "grep -c private /etc/issue.net", "1"),
     "fail2ban": ("systemctl disable --now fail2ban", "systemctl is-active fail2ban", "active"),
     "jail": ("rm /etc/fail2ban/jail.d/nas-assistant.local",
@@ -448,11 +478,100 @@ def test_openmediavault_keeps_its_ssh(host: Host, playbook: Playbook) -> None:
 
 def test_keys_of_the_inventory_are_the_only_ones(host: Host, playbook: Playbook) -> None:
     mine = (FOLDER / f"{ssh.KEY}.pub").read_text().strip()
-    keys = "/home/nasadmin/.ssh/authorized_keys"
-    host.check_output(f"echo 'ssh-ed25519 AAAAintruder x' >> {keys}")
+    host.check_output(f"echo 'ssh-ed25519 AAAAintruder x' >> {KEYS}")
+    host.check_output("install -d -o nasadmin -m 0700 /home/nasadmin/.ssh")
+    elsewhere = "/home/nasadmin/.ssh/authorized_keys"
+    host.check_output(f"install -o nasadmin -m 0600 {KEYS} {elsewhere}")
     done = playbook("base", "--tags", "hardening", hardening_admin={"authorized_keys": [mine]})
     assert done.returncode == 0, done.stdout
-    assert host.file(keys).content_string.strip() == mine
+    assert host.file(KEYS).content_string.strip() == mine
+    # What the account itself wrote lets nobody in.
+    shown = host.check_output("sshd -T -C user=nasadmin,host=x,addr=192.0.2.1")
+    assert f"authorizedkeysfile {KEYS}" in shown.splitlines()
+    wrong = playbook("base", "--tags", "hardening", hardening_admin={"authorized_keys": [OTHER]})
+    assert wrong.returncode != 0
+    assert "so the old state was put back" in " ".join(wrong.stdout.split())
+    assert host.file(KEYS).content_string.strip() == mine
+
+
+def test_a_host_key_is_found_under_its_old_name(
+    address: str, tmp_path: Path, playbook_in: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Whoever knew the NAS before it was hardened knows its key under the old port only."""
+    keys = ssh.as_root(FOLDER, address, "cat /etc/ssh/ssh_host_*_key.pub").stdout.splitlines()
+    (tmp_path / "known_hosts").write_text(
+        "".join(f"{address} {' '.join(key.split()[:2])}\n" for key in keys)
+    )
+    inventory = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
+    text = (inventory / "lab.yml").read_text()
+    there = str(FOLDER / ssh.KNOWN_HOSTS)
+    assert there in text
+    (tmp_path / "hosts.yml").write_text(text.replace(there, str(tmp_path / "known_hosts")))
+    (tmp_path / "group_vars").symlink_to((inventory / "group_vars").resolve())
+    # No connection that is there already, which would look up no key.
+    fresh = {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(tmp_path)}
+    done = playbook_in(tmp_path / "hosts.yml", fresh, "base", "--tags", "firewall")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (tmp_path / "known_hosts").write_text(f"{address} ssh-ed25519 {WRONG_KEY}\n")
+    fresh = {"ANSIBLE_SSH_CONTROL_PATH_DIR": str(tmp_path / "again")}
+    done = playbook_in(tmp_path / "hosts.yml", fresh, "base", "--tags", "firewall")
+    assert done.returncode != 0
+    assert "Host key verification failed" in " ".join(done.stdout.split())
+
+
+def switch(host: Host, off: str, on: str) -> None:
+    """Have systemd listen for sshd, or sshd itself; SSH is away meanwhile."""
+    steps = f"systemctl disable {off}; systemctl stop ssh.socket ssh.service"
+    steps += f"; systemctl enable --now {on}"
+    host.check_output(f"systemd-run --wait sh -c '{steps}'")
+
+
+@pytest.mark.parametrize("listens", ["ssh.service", "ssh.socket"])
+def test_the_port_can_be_moved_again(
+    host: Host, address: str, playbook: Playbook, listens: str
+) -> None:
+    other = ssh.Door(2223, "nasadmin")
+    if listens == "ssh.socket":
+        switch(host, "ssh.service", "ssh.socket")
+    try:
+        done = playbook("base", hardening_ssh={"port": other.port})
+        assert done.returncode == 0, done.stdout
+        assert ssh.door(FOLDER, address) is None
+        assert ssh.login(FOLDER, address, other, "true").returncode == 0
+        # The inventory says 2222 again, and the NAS is at neither that nor the first port.
+        back = playbook("base")
+        assert back.returncode == 0, back.stdout
+        assert ssh.door(FOLDER, address) == ssh.DOORS[0]
+        assert "changed=0" in playbook("base").stdout
+        active = ssh.as_root(FOLDER, address, f"systemctl is-active {listens}").stdout.strip()
+        assert active == "active"
+    finally:
+        if listens == "ssh.socket":
+            switch(host, "ssh.socket", "ssh.service")
+
+
+def test_a_first_run_closes_nothing_that_is_in_use(host: Host, playbook: Playbook) -> None:
+    assert playbook("base", "--tags", "firewall", firewall_state="absent").returncode == 0
+    host.check_output("systemd-run --unit media python3 -m http.server 8765")
+    host.check_output("mkdir -p /etc/ufw; echo ENABLED=yes > /etc/ufw/ufw.conf")
+    try:
+        done = playbook("base", "--tags", "firewall")
+        assert done.returncode != 0
+        assert "has a firewall already: ufw" in " ".join(done.stdout.split())
+        host.check_output("rm -r /etc/ufw")
+        done = playbook("base", "--tags", "firewall")
+        assert done.returncode != 0
+        said = " ".join(done.stdout.split())
+        assert "the firewall would close 8765/tcp (python3" in said
+        # What is open or known is not named.
+        assert "nginx" not in said
+        assert "sshd" not in said
+        assert host.run("nft list table inet nas_assistant").rc != 0
+        known = playbook("base", "--tags", "firewall", firewall_acknowledged=[8765])
+        assert known.returncode == 0, known.stdout
+    finally:
+        host.run("systemctl stop media; rm -rf /etc/ufw")
+    assert "policy drop" in host.check_output("nft list table inet nas_assistant")
 
 
 def test_undone_and_done_again(host: Host, address: str, playbook: Playbook) -> None:
