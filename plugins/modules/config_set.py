@@ -81,8 +81,7 @@ options:
       check:
         description: >-
           A command that must accept the new file before it takes the old one's place; C(%s) stands
-          for
-          its path.
+          for its path.
         type: list
         elements: str
   checks:
@@ -94,8 +93,7 @@ options:
   expect:
     description: >-
       What a program must say of the configuration it has, such as C(sshd -T). It shows what a file
-      elsewhere
-      overrules. Looked at in each run, also when no file differs.
+      elsewhere overrules. Looked at in each run, also when no file differs.
     type: list
     elements: dict
     default: []
@@ -108,11 +106,14 @@ options:
       lines:
         description: >-
           Lines that must be in its output. The first word of a line is its key; all lines of that
-          key in the output
-          must be among these.
+          key in the output must be among these.
         type: list
         elements: str
         required: true
+      remedy:
+        description: What the message says to do when a line is not there.
+        type: str
+        default: ""
   same:
     description: >-
       Pairs of commands that must print the same, such as the rules that the kernel has and those
@@ -354,12 +355,15 @@ def unmet(expectations: list[dict[str, Any]]) -> list[str]:
     for expectation in expectations:
         argv = expectation["command"]
         said, due = by_key(demand(argv).splitlines()), by_key(expectation["lines"])
-        complaints += [
+        found = [
             f"{shlex.join(argv)} should say {' and '.join(sorted(lines))}, and says "
             f"{' and '.join(sorted(said.get(key, ()))) or 'nothing of it'}"
             for key, lines in due.items()
             if said.get(key) != lines
         ]
+        complaints += found
+        if found and expectation["remedy"]:
+            complaints.append(expectation["remedy"])
     return complaints
 
 
@@ -588,6 +592,7 @@ def main() -> None:
                 "options": {
                     "command": {"type": "list", "elements": "str", "required": True},
                     "lines": {"type": "list", "elements": "str", "required": True},
+                    "remedy": {"type": "str", "default": ""},
                 },
             },
             "same": {
