@@ -96,7 +96,7 @@ class ActionModule(ActionBase):
             argument_spec={
                 "doors": {"type": "list", "elements": "dict", "required": True},
                 "remembered": {"type": "path", "default": ""},
-                "timeout": {"type": "int", "default": 3},
+                "timeout": {"type": "int", "default": 8},
             }
         )
         present = present_door(self._connection)

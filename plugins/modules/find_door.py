@@ -34,9 +34,9 @@ options:
     type: path
     default: ""
   timeout:
-    description: Seconds for each attempt.
+    description: Seconds for each attempt; a small NAS that is busy takes a few to greet.
     type: int
-    default: 3
+    default: 8
 attributes:
   check_mode:
     description: Changes nothing, and looks in check mode too.

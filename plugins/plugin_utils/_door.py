@@ -19,6 +19,7 @@ Variables = dict[str, Any]
 Result = dict[str, Any]
 # What keeps ssh from using a connection that is there already, also one of the user's own settings.
 UNSHARED = "-o ControlMaster=no -o ControlPath=none"
+ATTEMPT = 10  # seconds for one attempt; a small NAS that is busy takes a few to greet
 PAUSE = 1.0  # seconds between two attempts
 LATE = 60.0  # seconds that a NAS may take to put an old state back
 MOST_REFUSALS = 2
@@ -179,7 +180,7 @@ def confirm(
     while time.monotonic() - began < seconds * 0.7:
         try:
             arguments = {"name": name, "state": "confirmed", "token": token}
-            answer, opened = through(action, new, arguments, task_vars, timeout=5)
+            answer, opened = through(action, new, arguments, task_vars, timeout=ATTEMPT)
         except AnsibleError as error:
             reason = reason_of(error)
             # Asking on would have the NAS ban this address, and then undoing helps nobody.
@@ -225,7 +226,7 @@ def _wait_for_the_old_state(
     while time.monotonic() < due + LATE:
         try:
             arguments = {"name": name, "state": "reverted"}
-            answer, _ = through(action, door, arguments, task_vars, timeout=5)
+            answer, _ = through(action, door, arguments, task_vars, timeout=ATTEMPT)
         except AnsibleError as error:
             reason = reason_of(error)
             wait = max(due + PAUSE - time.monotonic(), 5 * PAUSE) if denied(error) else PAUSE
