@@ -88,6 +88,8 @@ def measure(lab: Lab, folder: Path, collections: Path | None) -> dict[str, Any]:
     if collections:
         (folder / "devsec.yml").write_text(DEVSEC, encoding="utf-8")
         sides["devsec"] = ([str(folder / "devsec.yml")], collections)
+        # Its roles expect package lists, which a blank NAS has none of.
+        lab.on(lab.hosts[1], "apt-get --quiet update")
     for arguments, where in sides.values():
         play(lab, arguments, where)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
