@@ -26,6 +26,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+
 FOLDER = "/var/lib/nas-guard"
 # Which confirmation came last, for one that is sent twice; of no use after a reboot.
 CONFIRMED = "/run/nas-guard"
@@ -278,18 +280,9 @@ def _write(path: str, text: str, mode: int = 0o600) -> None:
 
 def _run(argv: Sequence[str], check: bool = True) -> str:
     try:
-        done = subprocess.run(
-            argv,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = run(argv, PATIENCE)
     except subprocess.TimeoutExpired as error:
         raise GuardError(f"{shlex.join(argv)}: no end after {PATIENCE} s") from error
     if check and done.returncode != 0:
         raise GuardError(f"{shlex.join(argv)}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout.strip()
+    return str(done.stdout.strip())

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 
 PROPERTIES = ("LoadState", "ActiveState", "UnitFileState", "InactiveExitTimestamp")
 TIME = "%a %Y-%m-%d %H:%M:%S.%f UTC"
@@ -105,22 +106,10 @@ def systemctl(*arguments: str) -> str:
 
     :raises SystemdError: with what systemctl and the unit's journal say.
     """
-    done = _run(["systemctl", *arguments])
+    done = run(["systemctl", *arguments])
     if done.returncode != 0:
-        journal = _run(["journalctl", "--unit", arguments[-1], "--lines=10", "-o", "cat"])
+        journal = run(["journalctl", "--unit", arguments[-1], "--lines=10", "-o", "cat"])
         raise SystemdError(
             f"systemctl {' '.join(arguments)}: {done.stderr.strip()}\n{journal.stdout.strip()}"
         )
-    return done.stdout
-
-
-def _run(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        argv,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    return str(done.stdout)

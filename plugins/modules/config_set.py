@@ -288,11 +288,11 @@ door:
 
 import os
 import shlex
-import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils import _guard as guard
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 from ansible_collections.nas.assistant.plugins.module_utils._files import (
     FilesError,
     Found,
@@ -327,15 +327,7 @@ class Refused(Exception):
 def run_command(argv: list[str]) -> tuple[int, str, str]:
     """Run a command; return its exit code and what it printed. 127: it is not there."""
     try:
-        done = subprocess.run(
-            argv,
-            env={**os.environ, "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        done = run(argv)
     except FileNotFoundError:
         return 127, "", f"{argv[0]} is not installed"
     return done.returncode, done.stdout, done.stderr

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Runs a command of the NAS as modules need it: an argument list, in English, without questions."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+
+def run(argv: Sequence[str], timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; what it printed and its exit code are in the answer.
+
+    :param timeout: seconds; raises subprocess.TimeoutExpired beyond them.
+    """
+    return subprocess.run(
+        argv,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
