@@ -9,6 +9,7 @@ import shlex
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
@@ -28,28 +29,38 @@ Variables = dict[str, Any]
 Result = dict[str, Any]
 
 
-def candidates(wanted: list[Variables], present: Door) -> list[Door]:
+def candidates(
+    wanted: list[Variables], present: Door, moved: Sequence[Variables] = ()
+) -> list[Door]:
     """Return the doors to try, in order: as they should be or last were, as the inventory says.
 
     :param wanted: ``host``, ``port``, ``user`` of each, each of them optional.
+    :param moved: likewise, of doors that are tried after that.
     """
-    doors = [
-        Door(
-            str(wish.get("host") or present.host),
-            int(wish["port"]) if wish.get("port") else present.port,
-            str(wish["user"]) if wish.get("user") else present.user,
-        )
-        for wish in wanted
-    ]
-    return list(dict.fromkeys([*doors, present]))
+
+    def made(wishes: Sequence[Variables]) -> list[Door]:
+        return [
+            Door(
+                str(wish.get("host") or present.host),
+                int(wish["port"]) if wish.get("port") else present.port,
+                str(wish["user"]) if wish.get("user") else present.user,
+            )
+            for wish in wishes
+        ]
+
+    return list(dict.fromkeys([*made(wanted), present, *made(moved)]))
 
 
 def remembered(path: str) -> list[Variables]:
-    """Return the door that was open last, none when nothing usable was written down."""
+    """Return the door that was open last, none when nothing usable was written down.
+
+    ``alias``: the name under which its host key was known, empty where it was its own.
+    """
     try:
         with open(path, encoding="utf-8") as stream:
             door = json.load(stream)
-        return [{name: door[name] for name in ("host", "port", "user")}]
+        found = {name: door[name] for name in ("host", "port", "user")}
+        return [{**found, "alias": str(door.get("alias") or "")}]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -87,7 +98,9 @@ class ActionModule(ActionBase):
     """See the module's documentation."""
 
     TRANSFERS_FILES = False
+    # The two ends of the connection, as the NAS sees them: ours, and its own.
     _seen_as = ""
+    _reached_at = ""
 
     def run(self, tmp: str | None = None, task_vars: Variables | None = None) -> Result:
         """Try one door after the other; return the first that opens."""
@@ -96,6 +109,7 @@ class ActionModule(ActionBase):
             argument_spec={
                 "doors": {"type": "list", "elements": "dict", "required": True},
                 "remembered": {"type": "path", "default": ""},
+                "addresses": {"type": "list", "elements": "str", "default": []},
                 "timeout": {"type": "int", "default": 8},
             }
         )
@@ -104,9 +118,13 @@ class ActionModule(ActionBase):
             return result | {"changed": False, "moved": False}
         started = time.monotonic()
         tried = []
-        wanted = [*arguments["doors"], *remembered(arguments["remembered"])]
-        for door in candidates(wanted, present):
-            opened, reason = self._try(door, present, arguments["timeout"])
+        last = remembered(arguments["remembered"])
+        names = list(dict.fromkeys([*aliases(present), *(door["alias"] for door in last)]))
+        moved = [
+            {**door, "host": host} for host in arguments["addresses"] for door in arguments["doors"]
+        ]
+        for door in candidates([*arguments["doors"], *last], present, moved):
+            opened, reason = self._try(door, present, names, arguments["timeout"])
             if opened:
                 settings = self._settings(opened)
                 return result | {
@@ -116,6 +134,7 @@ class ActionModule(ActionBase):
                     "port": opened.port or int(settings.get("port", 22)),
                     "user": opened.user or settings.get("user", ""),
                     "seen_as": self._seen_as,
+                    "reached_at": self._reached_at,
                     "common_args": common_args(self._connection, opened),
                     "inventory": {"host": present.host, "port": present.port, "user": present.user},
                     "seconds": round(time.monotonic() - started, 2),
@@ -127,8 +146,13 @@ class ActionModule(ActionBase):
             "changed elsewhere, say so in the inventory (ansible_port, ansible_user)."
         )
 
-    def _try(self, door: Door, present: Door, timeout: int) -> tuple[Door | None, str]:
-        """Return the door that opened, perhaps with an alias for its key, or why it did not."""
+    def _try(
+        self, door: Door, present: Door, names: list[str], timeout: int
+    ) -> tuple[Door | None, str]:
+        """Return the door that opened, perhaps with an alias for its key, or why it did not.
+
+        :param names: under which the host key may be known; the door's own name is an empty text.
+        """
         settings = self._settings(door)
         if not {"proxyjump", "proxycommand"} & set(settings):
             # Quicker than ssh, and a port that is closed costs no attempt to log in.
@@ -136,7 +160,7 @@ class ActionModule(ActionBase):
             reason = knock(settings.get("hostname", door.host), port, timeout)
             if reason:
                 return None, reason
-        for alias in aliases(present):
+        for alias in names:
             attempt = Door(door.host, door.port, door.user, alias)
             connection = connect(self, attempt, shared=True, timeout=timeout)
             try:
@@ -145,11 +169,13 @@ class ActionModule(ActionBase):
                     f"sh -c {shlex.quote(probe)}", sudoable=False
                 )
             except AnsibleConnectionFailure as error:
-                if unknown_key(error) and not alias:
+                if unknown_key(error) and alias != names[-1]:
                     continue
                 return None, reason_of(error)
             if code == 0:
-                self._seen_as = out.decode(errors="replace").partition(" ")[0].strip()
+                ends = out.decode(errors="replace").split()
+                if len(ends) == 4:
+                    self._seen_as, self._reached_at = ends[0], ends[2]
                 return attempt, ""
             return (
                 None,

@@ -32,6 +32,8 @@ FOLDER = "/var/lib/nas-guard"
 # Which confirmation came last, for one that is sent twice; of no use after a reboot.
 CONFIRMED = "/run/nas-guard"
 UNITS = "/etc/systemd/system"
+# In a guard's folder: which units make the change, until they were seen to have ended.
+APPLIED_BY = "applied-by"
 BOOT_UNIT = "nas-guard.service"
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 # A revert runs a few commands; one that hangs must not be waited for without end.
@@ -135,11 +137,19 @@ def revert_script(name: str, files: Sequence[tuple[str, bool]], commands: Sequen
     return "\n".join(lines)
 
 
-def arm(name: str, files: Sequence[str], commands: Sequence[Command], seconds: int) -> str:
+def arm(
+    name: str,
+    files: Sequence[str],
+    commands: Sequence[Command],
+    seconds: int,
+    applied_by: Sequence[str] = (),
+) -> str:
     """Keep copies of the files, and have them put back in so many seconds; return the token that
     confirms.
 
     :param commands: what to run after the files are back, to make daemons read them.
+    :param applied_by: units that make the change by themselves; what is confirmed while they still
+        have to run is the old state.
     :raises GuardError: it is armed already, or systemd does not take the timer.
     """
     folder = os.path.join(FOLDER, checked_name(name))
@@ -161,7 +171,14 @@ def arm(name: str, files: Sequence[str], commands: Sequence[Command], seconds: i
             _run(["cp", "-a", "-T", path, copy])
     token = secrets.token_hex(16)
     _write(os.path.join(draft, "token"), token)
-    _write(os.path.join(draft, "revert.sh"), revert_script(name, existed, commands))
+    if applied_by:
+        _write(os.path.join(draft, APPLIED_BY), "\n".join(applied_by))
+    # What is about to be applied must not come after the old state.
+    stops = [
+        Command(("systemctl", "stop", unit), ("systemctl", "is-active", "--quiet", unit))
+        for unit in applied_by
+    ]
+    _write(os.path.join(draft, "revert.sh"), revert_script(name, existed, [*stops, *commands]))
     _ensure_boot_unit()
     os.sync()
     # From here on it counts: the boot unit looks for folders by their whole name.
@@ -180,8 +197,9 @@ def arm(name: str, files: Sequence[str], commands: Sequence[Command], seconds: i
     return token
 
 
-def confirm(name: str, token: str) -> None:
-    """Keep the new state for good.
+def confirm(name: str, token: str) -> bool:
+    """Keep the new state for good; return False where that has to be asked again, over a connection
+    made after the change: it has only just been made, or is still to come.
 
     :raises GuardError: the old state was put back already, or the token is another change's.
     """
@@ -191,10 +209,12 @@ def confirm(name: str, token: str) -> None:
         with open(os.path.join(folder, "token"), encoding="ascii") as stream:
             if not secrets.compare_digest(stream.read(), token):
                 raise GuardError(f"{name}: another change waits for a confirmation, not this one")
+        if _still_applied(folder):
+            return False
         os.rename(folder, confirmed)
     except FileNotFoundError:
         if _last_confirmed(name) == token:  # the answer to the first confirmation was lost
-            return
+            return True
         raise GuardError(
             f"{name}: the confirmation came too late, the old state was put back"
         ) from None
@@ -203,6 +223,21 @@ def confirm(name: str, token: str) -> None:
     _run(["systemctl", "stop", f"nas-guard-{name}.timer"], check=False)
     shutil.rmtree(confirmed, ignore_errors=True)
     _remove_boot_unit()
+    return True
+
+
+def _still_applied(folder: str) -> bool:
+    """Whether units had to make the change when this was last asked."""
+    path = os.path.join(folder, APPLIED_BY)
+    if not os.path.exists(path):
+        return False
+    with open(path, encoding="ascii") as stream:
+        units = stream.read().split()
+    states = _run(["systemctl", "is-active", *units], check=False).split()
+    if not {"active", "activating", "deactivating", "reloading"} & set(states):
+        os.unlink(path)
+    # Also when they have just ended: the connection that asks may be older than that.
+    return True
 
 
 def _last_confirmed(name: str) -> str:

@@ -221,6 +221,13 @@ options:
       remedy:
         description: What the message says to do when the NAS cannot be reached any more.
         type: str
+      detached:
+        description:
+          - Has systemd run the commands of O(apply) two seconds after the answer, for a change that
+            cuts the connection it comes over.
+          - Whether all is as it should be is then looked at after the confirmation.
+        type: bool
+        default: false
 attributes:
   check_mode:
     description: Compares everything and changes nothing; I(checks) and I(expect) are not run on
@@ -318,6 +325,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._systemd import (
 )
 
 SYSTEMD = "/etc/systemd/system/"
+LATER = 2  # seconds; the answer of a slow NAS must be out before its address changes
 
 
 class Refused(Exception):
@@ -461,7 +469,8 @@ class ConfigSet:
         if wish:
             kept = [wanted.path for wanted, _ in changes] + wish["keep"]
             revert = [Command.of(entry) for entry in wish["revert"]]
-            self.token = guard.arm(self.name, kept, revert, wish["seconds"])
+            later = self.later() if wish["detached"] else ()
+            self.token = guard.arm(self.name, kept, revert, wish["seconds"], later)
         try:
             for wanted, _ in changes:
                 apply(wanted)
@@ -513,7 +522,9 @@ class ConfigSet:
         """Have everything read the files that are in place."""
         if any(wanted.path.startswith(SYSTEMD) for wanted, _ in changes):
             systemctl("daemon-reload")
-        for entry in self.params["apply"]:
+        wish = self.params["guard"]
+        detached = bool(wish and wish["detached"])
+        for entry in self.params["apply"] if not detached else []:
             if entry.get("only_if") and run_command(entry["only_if"])[0] != 0:
                 continue
             demand(entry["command"])
@@ -523,9 +534,28 @@ class ConfigSet:
         for unit, verbs in unit_verbs(self.params["units"], self.paths(), written).items():
             carry_out(unit, verbs, stamp_of(unit, actions[unit]))
             self.done += [f"{verb} {unit}" for verb in verbs]
+        if detached:
+            self.apply_later()
+            return
         if unlike(self.params["same"]):
             pairs = ", ".join(shlex.join(pair["actual"]) for pair in self.params["same"])
             raise Refused(f"{pairs}: not as it should be, even after everything was loaded")
+
+    def later(self) -> tuple[str, str]:
+        """The units that run the commands after the answer: the timer, and what it starts."""
+        return f"nas-apply-{self.name}.timer", f"nas-apply-{self.name}.service"
+
+    def apply_later(self) -> None:
+        """Have systemd run the commands once the answer is under way."""
+        commands = [Command.of(entry) for entry in self.params["apply"]]
+        timer, _ = self.later()
+        run_command(["systemctl", "stop", *self.later()])
+        demand([
+            *("systemd-run", "--quiet", "--collect", "--unit", timer.removesuffix(".timer")),
+            *(f"--on-active={LATER}", "--timer-property=AccuracySec=100ms"),
+            *("/bin/sh", "-c", "\n".join(command.shell() for command in commands)),
+        ])  # fmt: skip
+        self.done += [f"{command.shell()} ({LATER} s later)" for command in commands]
 
 
 def _private(path: str, flags: int) -> int:
@@ -567,6 +597,7 @@ GUARD = {
     "port": {"type": "int"},
     "user": {"type": "str"},
     "remedy": {"type": "str"},
+    "detached": {"type": "bool", "default": False},
 }
 
 

@@ -33,6 +33,11 @@ options:
         and C(user). It is tried after O(doors), so that a port or an account can be changed again.
     type: path
     default: ""
+  addresses:
+    description: Addresses to which the NAS may have moved; each door is tried there at last.
+    type: list
+    elements: str
+    default: []
   timeout:
     description: Seconds for each attempt; a small NAS that is busy takes a few to greet.
     type: int
@@ -85,6 +90,11 @@ common_args:
 seen_as:
   description: The address that the NAS sees the controller by; empty when its SSH daemon does not
     say.
+  type: str
+  returned: with SSH
+reached_at:
+  description: The NAS's own address that the connection came to; empty when its SSH daemon does
+    not say.
   type: str
   returned: with SSH
 inventory:

@@ -61,6 +61,15 @@ options:
         description: A command that must end with 0 for this one to be run.
         type: list
         elements: str
+  applied_by:
+    description:
+      - With V(armed). Units of systemd that make the change after the answer, where it cuts the
+        connection that it comes over.
+      - V(confirmed) then waits, each time over a new connection, until none of them runs; what was
+        confirmed before that would be the old state.
+    type: list
+    elements: str
+    default: []
   seconds:
     description: How long the NAS waits.
     type: int
@@ -101,6 +110,7 @@ EXAMPLES = r"""
         files: [/etc/network/interfaces]
         commands:
           - command: [systemctl, restart, networking.service]
+        applied_by: [new-address.timer, new-address.service]
         seconds: 90
       register: way_back
 
@@ -112,7 +122,7 @@ EXAMPLES = r"""
 
     - name: Use it
       ansible.builtin.command:
-        cmd: systemd-run --on-active=1 systemctl restart networking.service
+        cmd: systemd-run --unit new-address --on-active=2 systemctl restart networking.service
       changed_when: true
 
     - name: Show the NAS that it can be reached there
@@ -161,10 +171,11 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         # What an earlier run left without a confirmation ends first: its old state is the old one.
         revert(name)
         commands = [Command.of(entry) for entry in params["commands"]]
-        return {"changed": True, "token": arm(name, params["files"], commands, params["seconds"])}
+        token = arm(name, params["files"], commands, params["seconds"], params["applied_by"])
+        return {"changed": True, "token": token}
     if state == "confirmed":
-        confirm(name, params["token"])
-        return {"changed": True}
+        kept = confirm(name, params["token"])
+        return {"changed": kept, "again": not kept}
     done = revert(name)
     return {"changed": done, "reverted": done}
 
@@ -185,6 +196,7 @@ def main() -> None:
             },
             "files": {"type": "list", "elements": "path", "default": []},
             "commands": {"type": "list", "elements": "dict", "default": [], "options": command},
+            "applied_by": {"type": "list", "elements": "str", "default": []},
             "seconds": {"type": "int", "default": 60},
             "token": {"type": "str", "default": "", "no_log": False},
             "host": {"type": "str"},

@@ -127,10 +127,16 @@ def denied(error: AnsibleError) -> bool:
 
 
 def through(
-    action: ActionBase, door: Door, arguments: Variables, task_vars: Variables, timeout: int
+    action: ActionBase,
+    door: Door,
+    arguments: Variables,
+    task_vars: Variables,
+    *,
+    module: str = MODULE,
+    timeout: int = ATTEMPT,
 ) -> tuple[Result, Door]:
-    """Run the guard module over a new connection through ``door``; return its result, and the door
-    with the alias that it took.
+    """Run a module over a new connection through ``door``; return its result, and the door with
+    the alias that it took.
 
     A NAS whose port or address moved has the host key that it had: where the new name is not known,
     the key is looked up under the old one.
@@ -143,7 +149,7 @@ def through(
         try:
             with using(action, connection):
                 answer: Result = action._execute_module(
-                    module_name=MODULE, module_args=arguments, task_vars=task_vars
+                    module_name=module, module_args=arguments, task_vars=task_vars
                 )
             return answer, attempt
         except AnsibleConnectionFailure as error:
@@ -180,13 +186,17 @@ def confirm(
     while time.monotonic() - began < seconds * 0.7:
         try:
             arguments = {"name": name, "state": "confirmed", "token": token}
-            answer, opened = through(action, new, arguments, task_vars, timeout=ATTEMPT)
+            answer, opened = through(action, new, arguments, task_vars)
         except AnsibleError as error:
             reason = reason_of(error)
             # Asking on would have the NAS ban this address, and then undoing helps nobody.
             refusals += denied(error)
             if refusals == MOST_REFUSALS:
                 break
+            time.sleep(PAUSE)
+            continue
+        if answer.get("again"):
+            reason = "the NAS did not come to the end of the change"
             time.sleep(PAUSE)
             continue
         if not answer.get("failed"):
@@ -226,7 +236,7 @@ def _wait_for_the_old_state(
     while time.monotonic() < due + LATE:
         try:
             arguments = {"name": name, "state": "reverted"}
-            answer, _ = through(action, door, arguments, task_vars, timeout=ATTEMPT)
+            answer, _ = through(action, door, arguments, task_vars)
         except AnsibleError as error:
             reason = reason_of(error)
             wait = max(due + PAUSE - time.monotonic(), 5 * PAUSE) if denied(error) else PAUSE

@@ -117,6 +117,33 @@ def test_one_change_waits_at_a_time(tmp_path: Path, tools: Path) -> None:
     assert Path(guard.UNITS, guard.BOOT_UNIT).exists()
 
 
+def test_what_is_applied_later_is_confirmed_only_after_it(tmp_path: Path, tools: Path) -> None:
+    """And over a connection made after that: the one that saw the end may be older."""
+    token = guard.arm("network", [], [], 60, ["apply.timer", "apply.service"])
+    systemctl = tools.parent / "bin" / "systemctl"
+    quiet = systemctl.read_text()
+    systemctl.write_text("#!/bin/sh\nprintf 'inactive\\nactivating\\n'\n")
+    assert not guard.confirm("network", token)
+    assert not guard.confirm("network", token)
+    systemctl.write_text("#!/bin/sh\nprintf 'inactive\\ninactive\\n'; exit 3\n")
+    assert not guard.confirm("network", token)
+    systemctl.write_text(quiet)
+    assert guard.armed("network")
+    assert guard.confirm("network", token)
+    assert not guard.armed("network")
+
+
+def test_what_is_to_be_applied_does_not_come_after_the_old_state(
+    tmp_path: Path, tools: Path
+) -> None:
+    guard.arm("network", [], [Command(("daemon", "back"))], 60, ["apply.service"])
+    systemctl = tools.parent / "bin" / "systemctl"
+    systemctl.write_text(systemctl.read_text().replace('[ "$1" != is-active ]', "true"))
+    run(script("network"))
+    log = tools.read_text()
+    assert log.index("systemctl stop apply.service") < log.index("daemon back")
+
+
 @pytest.mark.parametrize("name", ["", "../x", "A", "a b", "x" * 33])
 def test_names(name: str) -> None:
     with pytest.raises(GuardError, match="lower-case"):
