@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from site_lab import ROOT, Lab, check_answer, make_inventory, read_lab, run_lab
 
 from lab import ssh
@@ -32,10 +35,39 @@ def lab(inventory: Path) -> Iterator[Lab]:
     boot("max", inventory)
     try:
         lab = read_lab(NAME, inventory.parent)
+        give_address(lab)
         lab.site()
         yield lab
     finally:
         run_lab("down", "--name", NAME)
+
+
+def give_address(lab: Lab) -> None:
+    """Have the inventory ask for a second address beside the present one, and for name servers."""
+    (host,) = lab.hosts
+    (link,) = [
+        link
+        for link in json.loads(lab.on(host, "ip -json -4 address show scope global"))
+        if link and link["addr_info"]
+    ]
+    (info,) = link["addr_info"]
+    servers = lab.on(host, "sed -n 's/^nameserver //p' /etc/resolv.conf").split()
+    addresses = [f"{each}/{info['prefixlen']}" for each in (host["ssh_host"], second(host))]
+    gateway = lab.on(host, "ip -4 route show default").split()[2]
+    interface = {
+        "name": link["ifname"],
+        "ipv4": {"addresses": addresses, "gateway": gateway},
+        "dns": {"servers": servers},
+    }
+    folder = lab.inventory / "host_vars"
+    folder.mkdir()
+    text = yaml.safe_dump({"network_interfaces": [interface]})
+    (folder / "nas1.yml").write_text(text, encoding="utf-8")
+
+
+def second(host: dict[str, str]) -> str:
+    """The second address: out of the reach of the lab's own."""
+    return str(ipaddress.ip_address(host["ssh_host"]) + 212)
 
 
 def boot(cpu: str, inventory: Path) -> None:
@@ -115,6 +147,16 @@ def test_the_door_is_as_closed_after_a_reboot(lab: Lab) -> None:
         ("net.ipv4.ip_forward", "1"),
     ):
         assert lab.on(host, f"sysctl -n {name}") == value, name
+
+
+def test_the_address_is_there_after_a_reboot(lab: Lab) -> None:
+    """Given through systemd-networkd, as the image has it, with the list of name servers."""
+    (host,) = lab.hosts
+    with socket.create_connection((second(host), ssh.DOORS[0].port), timeout=10) as stream:
+        assert stream.recv(4) == b"SSH-"
+    assert "nameserver" in lab.on(host, "grep -A3 'Ansible managed' /etc/resolv.conf")
+    # Nothing waits for a confirmation any more.
+    assert lab.on(host, "ls /var/lib/nas-guard") == ""
 
 
 def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:
