@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import ssl
 import subprocess
 import sys
@@ -79,6 +82,18 @@ def make_inventory(folder: Path) -> Path:
     folder.mkdir()
     (folder / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
     return folder / "hosts.yml"
+
+
+def kill(controller: subprocess.Popen[bytes]) -> None:
+    """Kill a run of Ansible with its workers, each of which has a session of its own."""
+    pids = [controller.pid]
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            pids += [int(child) for child in task.read_text().split()]
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    controller.wait()
 
 
 QUESTION = {

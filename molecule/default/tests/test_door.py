@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from site_lab import kill
 from testinfra.host import Host
 
 from lab import docker, label, network, paths, ssh
@@ -294,18 +294,6 @@ def session(address: str, command: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         time.sleep(2)
         yield process
-
-
-def kill(controller: subprocess.Popen[bytes]) -> None:
-    """Kill a run of Ansible with its workers, each of which has a session of its own."""
-    pids = [controller.pid]
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            pids += [int(child) for child in task.read_text().split()]
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    controller.wait()
 
 
 @pytest.mark.parametrize("ending", ["controller killed", "NAS restarted"])

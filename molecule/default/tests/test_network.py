@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from site_lab import kill
 
 from lab import docker, label, paths, ssh
 
@@ -246,14 +246,11 @@ def test_a_controller_that_dies_leaves_the_old_address(
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not inside("ls /var/lib/nas-guard 2>/dev/null || true"):
+    while inside("systemctl is-active nas-apply-network.timer || true").strip() != "active":
         assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    kill(run)
     deadline = time.monotonic() + 10
     while not answers(NEW):  # what it was killed for came to be
         assert time.monotonic() < deadline
