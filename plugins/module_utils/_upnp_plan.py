@@ -92,7 +92,8 @@ class Record:
     """What the NAS remembers of a mapping of its own, to know it again when its address changed.
 
     ``listed``: the description as the router lists it. ``permanent``: the router made the mapping
-    without an end, whatever was asked for.
+    without an end, whatever was asked for. ``router``: the URL it had; by then a firewall may let
+    in no answer to a search any more.
     """
 
     internal_client: str
@@ -101,6 +102,7 @@ class Record:
     listed: str
     lease: int
     permanent: bool
+    router: str = ""
 
     def text(self) -> str:
         """As its file holds it."""

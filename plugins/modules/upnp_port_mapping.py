@@ -308,7 +308,8 @@ class Task:
             self.answer["changed"] = True
             return
         try:
-            router = self._router()
+            router = self._remembered_router() if state == "absent" else None
+            router = router or self._router()
         except NoRouterError as error:
             if state != "absent":
                 raise
@@ -318,6 +319,18 @@ class Task:
             self._present(router)
         elif state == "absent":
             self._absent(router)
+
+    def _remembered_router(self) -> Router | None:
+        """Ask the router that the mapping was made at, without a search; None if it is not there.
+
+        What closes a port in the inventory may have closed the firewall to answers as well.
+        """
+        if self.program and self.record and self.record.router and not self.wish.router:
+            self.asker.url = self.record.router
+            with contextlib.suppress(UpnpError):
+                return self._router()
+            self.asker.url = ""
+        return None
 
     def _router(self) -> Router:
         """Ask the router, and put what it says in the answer."""
@@ -461,8 +474,14 @@ class Task:
             made.description,
             wish.lease,
             permanent,
+            self.answer["router"],
         )
-        self._write({self.record_file: record.text()})
+        # A router that has another URL since it restarted is no change of what was asked for.
+        if self.record and with_fields(self.record, router=record.router) == record:
+            if record != self.record and not self.check:
+                files.replace(self.record_file, record.text().encode(), 0, 0, 0o644)
+        else:
+            self._write({self.record_file: record.text()})
         renew = wish.renew if wish.renew is not None else wish.lease > 0 or not permanent
         if not renew:
             self._remove_units()
