@@ -120,9 +120,8 @@ class ActionModule(ActionBase):
         tried = []
         last = remembered(arguments["remembered"])
         names = list(dict.fromkeys([*aliases(present), *(door["alias"] for door in last)]))
-        moved = [
-            {**door, "host": host} for host in arguments["addresses"] for door in arguments["doors"]
-        ]
+        doors = arguments["doors"] or [{}]
+        moved = [{**door, "host": host} for host in arguments["addresses"] for door in doors]
         for door in candidates([*arguments["doors"], *last], present, moved):
             opened, reason = self._try(door, present, names, arguments["timeout"])
             if opened:

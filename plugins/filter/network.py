@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
@@ -63,6 +64,21 @@ def network_addresses(interfaces: Iterable[Interface]) -> list[str]:
         for family in ("ipv4", "ipv6")
         for address in interface[family]["addresses"]
     ]
+
+
+def network_named(entries: Any) -> list[str]:
+    """Return the addresses that entries name, without their lengths, where a NAS is looked for.
+
+    Whatever is wrong with them is passed over: it is the role's to say, once the NAS is found.
+    """
+    found = []
+    for entry in entries if isinstance(entries, list) else []:
+        for family in ("ipv4", "ipv6"):
+            given = entry.get(family) if isinstance(entry, Mapping) else None
+            for item in _listed(given.get("addresses")) if isinstance(given, Mapping) else []:
+                with contextlib.suppress(ValueError):
+                    found.append(str(ipaddress.ip_interface(str(item)).ip))
+    return found
 
 
 def network_in_force(interface: Interface, resolver: str) -> list[str]:
@@ -232,4 +248,5 @@ class FilterModule:
             "network_host": network_host,
             "network_in_force": network_in_force,
             "network_interfaces": network_interfaces,
+            "network_named": network_named,
         }

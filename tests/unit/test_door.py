@@ -54,6 +54,23 @@ def test_an_address_that_moved() -> None:
     assert [door.host for door in doors] == ["192.0.2.20", "192.0.2.10"]
 
 
+def test_where_it_may_have_moved_comes_last() -> None:
+    doors = candidates([{"port": 2222}], BLANK, [{"host": "192.0.2.20", "port": 2222}])
+    assert [(door.host, door.port) for door in doors] == [
+        ("192.0.2.10", 2222),
+        ("192.0.2.10", None),
+        ("192.0.2.20", 2222),
+    ]
+
+
+def test_the_name_of_the_host_key_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "nas.door.json"
+    path.write_text('{"host": "192.0.2.20", "port": 2022, "user": "me", "alias": "192.0.2.10"}')
+    (door,) = remembered(str(path))
+    assert door["alias"] == "192.0.2.10"
+    assert candidates([door], BLANK)[0] == Door("192.0.2.20", 2022, "me")
+
+
 @pytest.fixture
 def speaker(request: pytest.FixtureRequest) -> Iterator[int]:
     """A port that greets whoever comes with the given bytes."""

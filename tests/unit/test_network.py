@@ -13,6 +13,7 @@ from ansible_collections.nas.assistant.plugins.filter.network import (
     network_host,
     network_in_force,
     network_interfaces,
+    network_named,
 )
 
 DHCP = {"method": "dhcp", "addresses": [], "gateway": ""}
@@ -161,3 +162,18 @@ def test_where_the_nas_answers_afterwards(reached_at: str, host: str) -> None:
 def test_an_address_that_dhcp_will_give_is_not_known() -> None:
     found = network_interfaces([{"name": "eth0"}])
     assert network_host(found, {"eth0": ["192.0.2.10/24"]}, "192.0.2.10", "nas") == "nas"
+
+
+@pytest.mark.parametrize(
+    ("entries", "found"),
+    [
+        ([STATIC, {"ipv6": {"addresses": "2001:db8::20/64"}}], ["192.0.2.20", "2001:db8::20"]),
+        ([{"ipv4": {"addresses": ["192.0.2.20", "nas", None, {}]}}], ["192.0.2.20"]),
+        ([{"ipv4": "192.0.2.20/24"}, "eth0", None, []], []),
+        ("eth0", []),
+        (None, []),
+        ({"ipv4": {"addresses": ["192.0.2.20/24"]}}, []),
+    ],
+)
+def test_where_a_nas_is_looked_for_whatever_is_wrong(entries: Any, found: list[str]) -> None:
+    assert network_named(entries) == found
