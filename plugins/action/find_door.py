@@ -120,10 +120,14 @@ class ActionModule(ActionBase):
         tried = []
         last = remembered(arguments["remembered"])
         names = list(dict.fromkeys([*aliases(present), *(door["alias"] for door in last)]))
+        # At another address anybody whose key is known may answer, as another NAS of the fleet; it
+        # is this one if it has the key that this one is known by.
+        own = {present.host, *(str(door["host"]) for door in last)}
         doors = arguments["doors"] or [{}]
         moved = [{**door, "host": host} for host in arguments["addresses"] for door in doors]
         for door in candidates([*arguments["doors"], *last], present, moved):
-            opened, reason = self._try(door, present, names, arguments["timeout"])
+            known = names if door.host in own else [name for name in names if name]
+            opened, reason = self._try(door, present, known, arguments["timeout"])
             if opened:
                 settings = self._settings(opened)
                 return result | {

@@ -91,7 +91,8 @@ def network_in_force(interface: Interface, resolver: str) -> list[str]:
     lines += [f"gateway {family['gateway']}" for family in (ipv4, ipv6) if family["gateway"]]
     lines += [f"mtu {interface['mtu']}"] if interface["mtu"] else []
     if ipv6["method"] == "disabled":
-        lines += ["disable_ipv6 1"]
+        # Not the switch: systemd-networkd gives no address and leaves it alone.
+        lines += ["ipv6 none"]
     else:
         lines += ["disable_ipv6 0", f"use_tempaddr {2 if ipv6['privacy'] else 0}"]
     if resolver == "resolved":
@@ -229,6 +230,8 @@ def _dns(given: Any, where: str) -> dict[str, list[str]]:
     for domain in search:
         if not DOMAIN.fullmatch(domain):
             raise AnsibleFilterError(f"{where}: dns.search: {domain!r} is no domain")
+    if search and not servers:
+        raise AnsibleFilterError(f"{where}: dns.search={search}: give dns.servers with it")
     return {"servers": servers, "search": search}
 
 

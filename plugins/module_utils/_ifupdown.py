@@ -20,6 +20,8 @@ SOURCE = f"source {FOLDER}/{OURS}*"
 _STANZAS = re.compile(
     r"iface|mapping|auto|rename|source|source-directory|no-auto-down|no-scripts|template|allow-.+"
 )
+# The names that source-directory reads.
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def put_aside(text: str, names: Collection[str]) -> str:
@@ -59,16 +61,21 @@ def sourced(main: str) -> list[str]:
         if word == "source-directory":
             pattern = os.path.join(pattern, "*")
         for entry in sorted(glob.glob(pattern)):
-            plain = re.fullmatch(r"[A-Za-z0-9_-]+", os.path.basename(entry))
+            plain = _PLAIN.fullmatch(os.path.basename(entry))
             if os.path.isfile(entry) and (word == "source" or plain):
                 found.append(entry)
     return list(dict.fromkeys(found))
 
 
-def reads_ours(main: str) -> bool:
-    """Whether the main file reads our files by itself."""
-    patterns = {os.path.join(os.path.dirname(MAIN), path) for _, path in _sources(put_back(main))}
-    return bool(patterns & {FOLDER, f"{FOLDER}/", f"{FOLDER}/*"})
+def reads_ours(main: str, names: Collection[str] = ()) -> bool:
+    """Whether the main file reads our files of these interfaces by itself."""
+    for word, path in _sources(put_back(main)):
+        pattern = os.path.join(os.path.dirname(MAIN), path)
+        if word == "source" and pattern == f"{FOLDER}/*":
+            return True
+        if word == "source-directory" and pattern.rstrip("/") == FOLDER:
+            return all(_PLAIN.fullmatch(name) for name in names)
+    return False
 
 
 def _sources(main: str) -> Iterator[tuple[str, str]]:

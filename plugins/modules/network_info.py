@@ -71,6 +71,18 @@ resolver:
     nobody but the file C(/etc/resolv.conf) itself, C(file).
   type: str
   returned: always
+resolv_conf:
+  description: What C(/etc/resolv.conf) said before it was ours, or says.
+  type: str
+  returned: always
+resolv_conf_ours:
+  description: Whether it is ours now.
+  type: bool
+  returned: always
+avahi:
+  description: What Avahi's settings said before they were ours; empty where there were none.
+  type: str
+  returned: always
 taken:
   description: Those of O(addresses) that another machine answers to.
   type: list
@@ -115,6 +127,8 @@ WRITTEN = {
     "networkmanager": "/etc/NetworkManager/system-connections/nas-assistant-{}.nmconnection",
     "netplan": "/etc/netplan/99-nas-assistant-{}.yaml",
 }
+RESOLV_CONF = "/etc/resolv.conf"
+AVAHI = "/etc/avahi/avahi-daemon.conf"
 MDNS = "/etc/avahi/services/nas-assistant.service"
 # Named by upnp_port_mapping.
 MAPPED = "/var/lib/nas-assistant-upnp/nas-upnp-*.json"
@@ -130,9 +144,13 @@ def links() -> dict[str, dict[str, Any]]:
     return {link["ifname"]: link for link in json.loads(done.stdout or "[]") if link}
 
 
-def addresses_of(link: dict[str, Any]) -> list[str]:
-    """Return an interface's addresses with their prefix lengths."""
-    return [f"{info['local']}/{info['prefixlen']}" for info in link.get("addr_info", ()) if info]
+def addresses_of(link: dict[str, Any], scope: str = "") -> list[str]:
+    """Return an interface's addresses with their prefix lengths, of one scope or of all."""
+    return [
+        f"{info['local']}/{info['prefixlen']}"
+        for info in link.get("addr_info", ())
+        if info and scope in ("", info.get("scope"))
+    ]
 
 
 def ways_out() -> dict[str, set[str]]:
@@ -207,6 +225,15 @@ class Managers:
             self.networkd = run(["networkctl", "--no-pager", "--no-legend", "list"]).stdout
         self.ifupdown = {name for text in texts for name in ifupdown.names_in(text)}
         self.has_ifupdown = shutil.which("ifup") is not None
+
+    def claimed(self, name: str) -> bool:
+        """Whether somebody has the interface already."""
+        return bool(
+            self.netplan
+            or by_networkmanager(self.networkmanager, name)
+            or by_networkd(self.networkd, name)
+            or name in self.ifupdown
+        )
 
     def of(self, name: str) -> str:
         """Who has the interface; where nobody has it, who would take it."""
@@ -284,20 +311,30 @@ def ifupdown_files(names: set[str]) -> list[dict[str, str]]:
     :param names: interfaces of which only our files may speak.
     """
     main = read(ifupdown.MAIN)
-    if not main:
-        return []
+    if not main.strip():
+        content = f"{ifupdown.SOURCE}\n"
+        return [{"dest": ifupdown.MAIN, "content": content, "mode": "0644"}] if names else []
     found = []
     for path in [ifupdown.MAIN, *ifupdown.sourced(main)]:
         if os.path.basename(path).startswith(ifupdown.OURS):
             continue
         text = read(path)
         content = ifupdown.put_aside(text, names)
-        if path == ifupdown.MAIN and names and not ifupdown.reads_ours(main):
+        if path == ifupdown.MAIN and names and not ifupdown.reads_ours(main, names):
             content = f"{content.rstrip()}\n{ifupdown.SOURCE}\n"
         if content != text or ifupdown.MARK in text:
             mode = f"{stat.S_IMODE(os.stat(path).st_mode):04o}"
             found.append({"dest": path, "content": content, "mode": mode})
     return found
+
+
+def before(path: str) -> str:
+    """Return what a file said before it was ours: our own keep that as comments."""
+    lines = read(path).splitlines()
+    kept = [line.removeprefix(ifupdown.MARK) for line in lines if line.startswith(ifupdown.MARK)]
+    if kept:
+        return "\n".join(kept) + "\n"
+    return "" if any("Ansible managed" in line for line in lines[:2]) else read(path)
 
 
 def resolver(managers: Managers) -> str:
@@ -349,7 +386,8 @@ def look(names: list[str], addresses: list[str]) -> dict[str, Any]:
     """Return the module's result."""
     known, files = links(), written()
     main = read(ifupdown.MAIN)
-    texts = [ifupdown.put_back(read(path)) for path in [ifupdown.MAIN, *ifupdown.sourced(main)]]
+    paths = [ifupdown.MAIN, *ifupdown.sourced(main)]
+    texts = [ifupdown.put_back(read(path)) for path in paths]
     managers = Managers(texts)
     ways = ways_out()
     interfaces: dict[str, dict[str, Any]] = {
@@ -368,6 +406,12 @@ def look(names: list[str], addresses: list[str]) -> dict[str, Any]:
         if not refused and provider == "none":
             refused = "nothing here manages networks: neither ifupdown, systemd-networkd, "
             refused += "NetworkManager nor netplan"
+        elif not refused and not managers.claimed(name) and addresses_of(known[name], "global"):
+            refused = "it has addresses that none of the files here gives it, so they could not be "
+            refused += "put back; give them by what manages networks here first"
+        elif not refused and any(each.startswith(f"{name}:") for each in managers.ifupdown):
+            refused = f"ifupdown has more of its addresses as {name}:…, which is given up with it; "
+            refused += f"write them as addresses of {name}"
         interface = interfaces.setdefault(name, {"addresses": [], "ways_out": []})
         interface |= {"ours": True, "provider": provider, "refused": refused}
     with_ifupdown = {name for name in names if interfaces[name]["provider"] == "ifupdown"}
@@ -377,6 +421,9 @@ def look(names: list[str], addresses: list[str]) -> dict[str, Any]:
         "written": files,
         "files": ifupdown_files(with_ifupdown),
         "resolver": resolver(managers),
+        "resolv_conf": before(RESOLV_CONF),
+        "resolv_conf_ours": read(RESOLV_CONF) != before(RESOLV_CONF),
+        "avahi": before(AVAHI),
         "taken": taken(addresses, known),
         "mapped": mapped(),
         "mdns": os.path.exists(MDNS),

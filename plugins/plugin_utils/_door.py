@@ -18,7 +18,10 @@ from ansible.plugins.loader import connection_loader
 Variables = dict[str, Any]
 Result = dict[str, Any]
 # What keeps ssh from using a connection that is there already, also one of the user's own settings.
-UNSHARED = "-o ControlMaster=no -o ControlPath=none"
+# One that was made just before an address goes must not be waited for without end.
+UNSHARED = (
+    "-o ControlMaster=no -o ControlPath=none -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+)
 ATTEMPT = 10  # seconds for one attempt; a small NAS that is busy takes a few to greet
 PAUSE = 1.0  # seconds between two attempts
 LATE = 60.0  # seconds that a NAS may take to put an old state back

@@ -59,7 +59,7 @@ def test_addresses_make_it_static() -> None:
 
 def test_without_ipv6_nothing_else_of_it_counts() -> None:
     found = one(ipv6={"method": "disabled"})
-    assert network_in_force(found, "file") == ["disable_ipv6 1"]
+    assert network_in_force(found, "file") == ["ipv6 none"]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,7 @@ def test_without_ipv6_nothing_else_of_it_counts() -> None:
             "nobody can reach it",
         ),
         ([{"name": "eth0", "dns": {"servers": ["dns.example.com"]}}], "is no address"),
+        ([{"name": "eth0", "dns": {"search": ["example.com"]}}], "give dns.servers with it"),
         ([{"name": "eth0", "dns": {"search": ["a b"]}}], "is no domain"),
         ([{"name": "eth0", "dns": {"search": ["a\nb"]}}], "is no domain"),
         ([{"name": "eth0", "dns": ["192.0.2.1"]}], "dns is a dictionary"),

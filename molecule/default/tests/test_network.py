@@ -25,7 +25,8 @@ LAB = "molecule"
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 NETWORK = f"{label.prefix(LAB)}-lan"
 SUBNETS = ("10.213.77.0/24", "fd12:3456:77::/64")
-OLD, NEW, NEW6 = "10.213.77.10", "10.213.77.20", "fd12:3456:77::20"
+OLD, NEW = "10.213.77.10", "10.213.77.20"
+OLD6, NEW6 = "fd12:3456:77::10", "fd12:3456:77::20"
 WRONG = "10.213.99.20"
 SECONDS = 30  # that the NAS waits for a confirmation in the drills
 
@@ -34,6 +35,7 @@ MANAGERS = {
     "ifupdown": """
         apt-get -qq install --no-install-recommends ifupdown > /dev/null
         printf 'source interfaces.d/*\\nauto {nic}\\n' > /etc/network/interfaces
+        printf 'iface {nic} inet6 static\\n\\taddress {old6}/64\\n' >> /etc/network/interfaces
         printf 'iface {nic} inet static\\n\\taddress {old}/24\\n' >> /etc/network/interfaces
         ip address flush dev {nic} scope global
         ifup --force {nic}
@@ -118,14 +120,14 @@ def nic(lab_container: str, inside: Callable[..., str]) -> Iterator[str]:
 @pytest.fixture(params=MANAGERS)
 def manager(request: pytest.FixtureRequest, nic: str, inside: Callable[..., str]) -> Iterator[str]:
     """What manages the interface."""
-    inside(GONE.format(nic=nic, old=OLD), check=False)
+    inside(GONE.format(nic=nic, old=OLD, old6=OLD6), check=False)
     inside(
         f"set -e; export DEBIAN_FRONTEND=noninteractive; {MANAGERS[request.param]}".format(
             nic=nic, old=OLD
         )
     )
     yield str(request.param)
-    inside(GONE.format(nic=nic, old=OLD), check=False)
+    inside(GONE.format(nic=nic, old=OLD, old6=OLD6), check=False)
 
 
 @pytest.fixture
@@ -213,6 +215,9 @@ def test_an_address_moves_and_comes_back(
     assert changed(back)
     assert answers(OLD)
     assert not answers(NEW)
+    assert "192.0.2.53" not in inside(resolv)
+    if manager != "networkmanager":
+        assert inside(f"cat /sys/class/net/{nic}/mtu") == "1500\n"
     assert "nas-assistant" not in inside("ls -R /etc/network /etc/systemd/network || true", False)
 
 
@@ -225,13 +230,17 @@ def test_a_wrong_address_is_taken_back(
         second = wanted(nic)
         second[0]["ipv4"]["gateway"] = NEW.replace(".20", ".1")
         assert "ifupdown takes one way out only" in " ".join(base(second).stdout.split())
-    run = base(wanted(nic, WRONG))
+    wrong = wanted(nic, WRONG)
+    wrong[0]["ipv6"] = {"method": "disabled"}  # which the old state must find switched on again
+    run = base(wrong)
     assert run.returncode != 0
     said = " ".join(run.stdout.split())
     assert f"no new connection to nasadmin@{WRONG} port 2222 could be made" in said, run.stdout
     assert f"so the old state was put back, and nasadmin@{OLD} port 2222 answers again" in said
     assert answers(OLD)
+    assert manager != "ifupdown" or answers(OLD6)
     assert inside(f"ip -o -4 address show dev {nic}") == before
+    assert inside(f"cat /sys/class/net/{nic}/mtu") == "1500\n"
     assert inside("ls /var/lib/nas-guard") == ""
 
 
@@ -261,10 +270,22 @@ def test_a_controller_that_dies_leaves_the_old_address(
     assert not answers(NEW)
 
 
+@pytest.mark.parametrize("manager", ["networkd"], indirect=True)
+def test_ipv6_off_and_on(manager: str, nic: str, base: Run, inside: Callable[..., str]) -> None:
+    without = [{"name": nic, "ipv4": {"addresses": [f"{OLD}/24"]}, "ipv6": {"method": "disabled"}}]
+    assert changed(base(without))
+    assert inside(f"ip -6 address show dev {nic}") == ""
+    assert not changed(base(without))
+    private = [{**without[0], "ipv6": {"addresses": [f"{NEW6}/64"], "privacy": True}}]
+    assert changed(base(private))
+    assert answers(NEW6)
+    assert inside(f"cat /proc/sys/net/ipv6/conf/{nic}/use_tempaddr") == "2\n"
+
+
 def test_what_cannot_be_is_refused_before_anything_changes(
     nic: str, base: Run, inside: Callable[..., str]
 ) -> None:
-    inside(GONE.format(nic=nic, old=OLD), check=False)
+    inside(GONE.format(nic=nic, old=OLD, old6=OLD6), check=False)
     before = inside(f"ip -o address show dev {nic}")
     router = SUBNETS[0].replace(".0/24", ".1")  # this machine
     for interfaces, reason in (
