@@ -310,6 +310,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._files import (
     edited,
     look,
     put_back,
+    replace,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._guard import Command, GuardError
 from ansible_collections.nas.assistant.plugins.module_utils._systemd import (
@@ -325,6 +326,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._systemd import (
 )
 
 SYSTEMD = "/etc/systemd/system/"
+SCRIPTS = "/run/nas-assistant"
 LATER = 2  # seconds; the answer of a slow NAS must be out before its address changes
 
 
@@ -550,12 +552,15 @@ class ConfigSet:
         commands = [Command.of(entry) for entry in self.params["apply"]]
         timer, _ = self.later()
         run_command(["systemctl", "stop", *self.later()])
+        # A file, since systemd would read the lines of a long command as its own.
+        script = os.path.join(SCRIPTS, f"apply-{self.name}.sh")
+        text = "\n".join(["#!/bin/sh", *(command.shell() for command in commands), ""])
+        replace(script, text.encode(), 0, 0, 0o700)
         demand([
             *("systemd-run", "--quiet", "--collect", "--unit", timer.removesuffix(".timer")),
-            *(f"--on-active={LATER}", "--timer-property=AccuracySec=100ms"),
-            *("/bin/sh", "-c", "\n".join(command.shell() for command in commands)),
+            *(f"--on-active={LATER}", "--timer-property=AccuracySec=100ms", "/bin/sh", script),
         ])  # fmt: skip
-        self.done += [f"{command.shell()} ({LATER} s later)" for command in commands]
+        self.done += [f"{shlex.join(command.argv)} ({LATER} s later)" for command in commands]
 
 
 def _private(path: str, flags: int) -> int:

@@ -42,6 +42,8 @@ MANAGERS = {
         """,
     "networkd": """
         apt-get -qq install --no-install-recommends systemd-resolved > /dev/null
+        # Its account is younger than the bus, which lets nobody else have the name.
+        systemctl reload dbus && systemctl restart systemd-resolved
         printf '[Match]\\nName={nic}\\n[Network]\\nAddress={old}/24\\n' \
             > /etc/systemd/network/10-lan.network
         systemctl start systemd-networkd
@@ -123,7 +125,7 @@ def manager(request: pytest.FixtureRequest, nic: str, inside: Callable[..., str]
     inside(GONE.format(nic=nic, old=OLD, old6=OLD6), check=False)
     inside(
         f"set -e; export DEBIAN_FRONTEND=noninteractive; {MANAGERS[request.param]}".format(
-            nic=nic, old=OLD
+            nic=nic, old=OLD, old6=OLD6
         )
     )
     yield str(request.param)
