@@ -71,6 +71,12 @@ def test_whether_the_main_file_reads_ours(text: str, reads: bool) -> None:
     assert ifupdown.reads_ours(text) == reads
 
 
+def test_a_folder_that_is_read_for_plain_names_only() -> None:
+    text = "source-directory /etc/network/interfaces.d\n"
+    assert ifupdown.reads_ours(text, ["eth0", "lan-1"])
+    assert not ifupdown.reads_ours(text, ["eth0", "lan.1"])
+
+
 def test_files_that_the_main_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ifupdown, "MAIN", str(tmp_path / "interfaces"))
     folder = tmp_path / "interfaces.d"
@@ -102,6 +108,72 @@ def test_the_main_file_is_made_to_read_ours(
     assert back["content"] == "auto eth0\niface eth0 inet dhcp\n"
     main.write_text(back["content"])
     assert network_info.ifupdown_files(set()) == []
+
+
+def test_a_main_file_that_is_missing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ifupdown, "MAIN", str(tmp_path / "interfaces"))
+    assert network_info.ifupdown_files(set()) == []
+    (file,) = network_info.ifupdown_files({"eth0"})
+    assert file["content"] == f"{ifupdown.SOURCE}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("nameserver 192.0.2.1\n", "nameserver 192.0.2.1\n"),
+        (
+            f"# Ansible managed\nnameserver 192.0.2.53\n{ifupdown.MARK}nameserver 192.0.2.1\n"
+            f"{ifupdown.MARK}options rotate\n",
+            "nameserver 192.0.2.1\noptions rotate\n",
+        ),
+        ("# Ansible managed\nnameserver 192.0.2.53\n", ""),
+        ("", ""),
+    ],
+)
+def test_what_a_file_said_before_it_was_ours(tmp_path: Path, text: str, kept: str) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text(text)
+    assert network_info.before(str(path)) == kept
+
+
+class Asked:
+    """A NAS on which nothing but ifupdown is at home."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, interfaces: str, link: Any) -> None:
+        self.main = interfaces
+        monkeypatch.setattr(network_info, "links", lambda: {"lo": {}, "eth0": link})
+        monkeypatch.setattr(network_info, "ways_out", dict)
+        monkeypatch.setattr(network_info, "active", lambda unit: False)
+        monkeypatch.setattr(network_info, "netplan_files", list)
+        monkeypatch.setattr(network_info.shutil, "which", lambda name: name == "ifup" or None)
+        monkeypatch.setattr(network_info, "read", lambda path: interfaces * (path == ifupdown.MAIN))
+        monkeypatch.setattr(network_info, "ifupdown_files", lambda names: [])
+
+    def refused(self) -> str:
+        return str(network_info.look(["eth0"], [])["interfaces"]["eth0"]["refused"])
+
+
+ADDRESS = {"addr_info": [{"local": "192.0.2.10", "prefixlen": 24, "scope": "global"}]}
+LINK_LOCAL = {"addr_info": [{"local": "fe80::1", "prefixlen": 64, "scope": "link"}]}
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "link", "reason"),
+    [
+        ("iface eth0 inet dhcp\n", ADDRESS, ""),
+        (f"{ifupdown.MARK}iface eth0 inet dhcp\n", ADDRESS, ""),
+        ("", LINK_LOCAL, ""),
+        ("", ADDRESS, "none of the files here gives it"),
+        ("iface eth0 inet dhcp\niface eth0:1 inet static\n", ADDRESS, "more of its addresses"),
+    ],
+)
+def test_addresses_that_could_not_be_put_back(
+    monkeypatch: pytest.MonkeyPatch, interfaces: str, link: Any, reason: str
+) -> None:
+    refused = Asked(monkeypatch, interfaces, link).refused()
+    assert reason in refused if reason else refused == ""
 
 
 NETWORKCTL = """\
