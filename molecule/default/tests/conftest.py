@@ -123,7 +123,8 @@ def playbook_in() -> Callable[..., subprocess.CompletedProcess[str]]:
         inventory: Path, environ: dict[str, str], name: str, *arguments: str
     ) -> subprocess.CompletedProcess[str]:
         command = ["ansible-playbook", "-i", str(inventory), f"nas.assistant.{name}", *arguments]
-        environ = {**os.environ, **environ}
+        # Molecule asks for colours, and what is read here is text.
+        environ = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", **environ}
         return subprocess.run(
             command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False
         )

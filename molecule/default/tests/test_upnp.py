@@ -247,7 +247,11 @@ def task(address: str) -> Callable[..., dict[str, Any]]:
                 *("-m", "nas.assistant.upnp_port_mapping", "-a", json.dumps(arguments)),
             ],
             cwd=ROOT,
-            env={**os.environ, "ANSIBLE_CALLBACK_RESULT_FORMAT": "json"},
+            env={
+                **os.environ,
+                "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
+                "ANSIBLE_FORCE_COLOR": "0",
+            },
             capture_output=True,
             text=True,
             check=False,
