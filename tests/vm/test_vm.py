@@ -44,12 +44,12 @@ def lab(inventory: Path) -> Iterator[Lab]:
 def give_address(lab: Lab) -> None:
     """Have the inventory ask for a second address beside the present one, and for name servers."""
     (host,) = lab.hosts
-    (link,) = [
-        link
-        for link in json.loads(lab.on(host, "ip -json -4 address show scope global"))
-        if link and link["addr_info"]
+    ((link, info),) = [
+        (link, info)
+        for link in json.loads(lab.on(host, "ip -json -4 address"))
+        for info in link.get("addr_info", ())
+        if info and info["local"] == host["ssh_host"]
     ]
-    (info,) = link["addr_info"]
     servers = lab.on(host, "sed -n 's/^nameserver //p' /etc/resolv.conf").split()
     addresses = [f"{each}/{info['prefixlen']}" for each in (host["ssh_host"], second(host))]
     gateway = lab.on(host, "ip -4 route show default").split()[2]
