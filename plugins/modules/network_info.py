@@ -56,7 +56,7 @@ interfaces:
   type: dict
   returned: always
 written:
-  description: Files of ours that are there, each with C(path), C(interface) and C(provider).
+  description: Files of ours that are there, each with C(path) and C(interface).
   type: list
   elements: dict
   returned: always
@@ -120,13 +120,13 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils import _ifupdown as ifupdown
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 
-# Where settings of one interface are written, by who reads them.
-WRITTEN = {
-    "ifupdown": "/etc/network/interfaces.d/nas-assistant-{}",
-    "networkd": "/etc/systemd/network/05-nas-assistant-{}.network",
-    "networkmanager": "/etc/NetworkManager/system-connections/nas-assistant-{}.nmconnection",
-    "netplan": "/etc/netplan/99-nas-assistant-{}.yaml",
-}
+# Where settings of one interface are written; {} stands for its name.
+WRITTEN = (
+    "/etc/network/interfaces.d/nas-assistant-{}",
+    "/etc/systemd/network/05-nas-assistant-{}.network",
+    "/etc/NetworkManager/system-connections/nas-assistant-{}.nmconnection",
+    "/etc/netplan/99-nas-assistant-{}.yaml",
+)
 RESOLV_CONF = "/etc/resolv.conf"
 AVAHI = "/etc/avahi/avahi-daemon.conf"
 MDNS = "/etc/avahi/services/nas-assistant.service"
@@ -226,25 +226,18 @@ class Managers:
         self.ifupdown = {name for text in texts for name in ifupdown.names_in(text)}
         self.has_ifupdown = shutil.which("ifup") is not None
 
-    def claimed(self, name: str) -> bool:
-        """Whether somebody has the interface already."""
-        return bool(
-            self.netplan
-            or by_networkmanager(self.networkmanager, name)
-            or by_networkd(self.networkd, name)
-            or name in self.ifupdown
-        )
-
-    def of(self, name: str) -> str:
-        """Who has the interface; where nobody has it, who would take it."""
+    def holder(self, name: str) -> str:
+        """Who has the interface; an empty text where nobody does."""
         if self.netplan:
             return "netplan"
         if by_networkmanager(self.networkmanager, name):
             return "networkmanager"
         if by_networkd(self.networkd, name):
             return "networkd"
-        if self.has_ifupdown and name in self.ifupdown:
-            return "ifupdown"
+        return "ifupdown" if self.has_ifupdown and name in self.ifupdown else ""
+
+    def taker(self) -> str:
+        """Who would take an interface that nobody has."""
         if self.runs_networkd:
             return "networkd"
         return "ifupdown" if self.has_ifupdown else "none"
@@ -286,12 +279,12 @@ def read(path: str) -> str:
 def written() -> list[dict[str, str]]:
     """Return the files of ours that are there."""
     found = []
-    for provider, pattern in WRITTEN.items():
+    for pattern in WRITTEN:
         name = re.compile(re.escape(pattern).replace(r"\{\}", "(.+)"))
         for path in sorted(glob.glob(pattern.format("*"))):
             matched = name.fullmatch(path)
             if matched:
-                found.append({"path": path, "interface": matched[1], "provider": provider})
+                found.append({"path": path, "interface": matched[1]})
     return found
 
 
@@ -399,14 +392,15 @@ def look(names: list[str], addresses: list[str]) -> dict[str, Any]:
         for name, link in known.items()
     }
     for name in dict.fromkeys([*names, *(entry["interface"] for entry in files)]):
-        provider = managers.of(name)
+        holder = managers.holder(name)
+        provider = holder or managers.taker()
         refused = unsuitable(name, known)
         if not refused and provider == "netplan":
             refused = netplan_conflict(name, {path: read(path) for path in netplan_files()})
         if not refused and provider == "none":
             refused = "nothing here manages networks: neither ifupdown, systemd-networkd, "
             refused += "NetworkManager nor netplan"
-        elif not refused and not managers.claimed(name) and addresses_of(known[name], "global"):
+        elif not refused and not holder and addresses_of(known[name], "global"):
             refused = "it has addresses that none of the files here gives it, so they could not be "
             refused += "put back; give them by what manages networks here first"
         elif not refused and any(each.startswith(f"{name}:") for each in managers.ifupdown):
