@@ -10,6 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
+    entries,
+    has_keys,
+    listed,
+    named,
+)
 
 Rule = dict[str, Any]
 KEYS = {"service", "name", "ports", "protocol", "from", "interfaces"}
@@ -30,10 +36,8 @@ def firewall_rules(
 
     :raises AnsibleFilterError: an entry cannot be understood; names it and what is allowed.
     """
-    if isinstance(allow, str | Mapping):
-        raise AnsibleFilterError(f"firewall_allow={allow!r}: give a list of entries")
     rules = []
-    for entry in allow:
+    for entry in entries("firewall_allow", allow):
         rules += _rules(entry, services, lan)
     return rules
 
@@ -83,11 +87,8 @@ def firewall_closes(
 def _rules(
     entry: Mapping[str, Any], services: Mapping[str, Mapping[str, Any]], lan: list[str]
 ) -> list[Rule]:
-    where = f"firewall_allow: {dict(entry) if isinstance(entry, Mapping) else entry!r}"
-    if not isinstance(entry, Mapping) or set(entry) - KEYS:
-        raise AnsibleFilterError(
-            f"{where}: an entry is a dictionary with some of {', '.join(sorted(KEYS))}"
-        )
+    where = named("firewall_allow", entry)
+    has_keys("an entry", entry, KEYS, where)
     service = entry.get("service")
     if service is not None and service not in services:
         raise AnsibleFilterError(
@@ -96,7 +97,7 @@ def _rules(
     meant = {**services.get(str(service), {}), **entry}
     if (service is None) == ("ports" not in entry):
         raise AnsibleFilterError(f"{where}: give either a service or ports")
-    ports = [_port(item, where) for item in _listed(meant["ports"])]
+    ports = [_port(item, where) for item in listed(meant["ports"])]
     if not ports:
         raise AnsibleFilterError(f"{where}: give at least one port")
     name = str(entry.get("name") or service or " ".join(ports))
@@ -105,10 +106,10 @@ def _rules(
         raise AnsibleFilterError(
             f"{where}: protocol is tcp, udp or both, a name has letters, digits, blanks, . _ -"
         )
-    interfaces = [str(item) for item in _listed(entry.get("interfaces") or [])]
+    interfaces = [str(item) for item in listed(entry.get("interfaces") or [])]
     if not all(INTERFACE.fullmatch(item) for item in interfaces):
         raise AnsibleFilterError(f"{where}: interfaces are names such as eth0")
-    networks = _networks(_listed(entry.get("from") or ["lan"]), lan, where)
+    networks = _networks(listed(entry.get("from") or ["lan"]), lan, where)
     return [
         {"name": name, "protocol": each, "ports": ports, "interfaces": interfaces, **networks}
         for each in PROTOCOLS[protocol]
@@ -158,10 +159,6 @@ def _is_local(address: str) -> bool:
         return ipaddress.ip_address(address.strip("[]").partition("%")[0]).is_loopback
     except ValueError:  # * and the like: every address
         return False
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 class FilterModule:

@@ -11,6 +11,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
+    entries,
+    has_keys,
+    listed,
+    named,
+)
 
 Interface = dict[str, Any]
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -26,7 +32,7 @@ DOMAIN = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}([.][A-Za-z0-9_-]{1,63})*[
 MTU = range(1280, 9217)
 
 
-def network_interfaces(entries: Iterable[Mapping[str, Any]]) -> list[Interface]:
+def network_interfaces(given: Iterable[Mapping[str, Any]]) -> list[Interface]:
     """Return the entries with all that they leave out.
 
     Each has ``name``, ``ipv4`` and ``ipv6`` (``method``, ``addresses`` with their prefix lengths,
@@ -35,9 +41,7 @@ def network_interfaces(entries: Iterable[Mapping[str, Any]]) -> list[Interface]:
 
     :raises AnsibleFilterError: an entry cannot be understood, or cannot work; names it and why.
     """
-    if isinstance(entries, str | Mapping):
-        raise AnsibleFilterError(f"network_interfaces={entries!r}: give a list of entries")
-    found = [_interface(entry) for entry in entries]
+    found = [_interface(entry) for entry in entries("network_interfaces", given)]
     names = [interface["name"] for interface in found]
     for name in names:
         if names.count(name) > 1:
@@ -66,16 +70,16 @@ def network_addresses(interfaces: Iterable[Interface]) -> list[str]:
     ]
 
 
-def network_named(entries: Any) -> list[str]:
+def network_named(given: Any) -> list[str]:
     """Return the addresses that entries name, without their lengths, where a NAS is looked for.
 
     Whatever is wrong with them is passed over: it is the role's to say, once the NAS is found.
     """
     found = []
-    for entry in entries if isinstance(entries, list) else []:
-        for family in ("ipv4", "ipv6"):
-            given = entry.get(family) if isinstance(entry, Mapping) else None
-            for item in _listed(given.get("addresses")) if isinstance(given, Mapping) else []:
+    for entry in given if isinstance(given, list) else []:
+        for key in ("ipv4", "ipv6"):
+            family = entry.get(key) if isinstance(entry, Mapping) else None
+            for item in listed(family.get("addresses")) if isinstance(family, Mapping) else []:
                 with contextlib.suppress(ValueError):
                     found.append(str(ipaddress.ip_interface(str(item)).ip))
     return found
@@ -122,11 +126,8 @@ def network_host(
 
 
 def _interface(entry: Mapping[str, Any]) -> Interface:
-    where = f"network_interfaces: {dict(entry) if isinstance(entry, Mapping) else entry!r}"
-    if not isinstance(entry, Mapping) or set(entry) - KEYS:
-        raise AnsibleFilterError(
-            f"{where}: an entry is a dictionary with some of {', '.join(sorted(KEYS))}"
-        )
+    where = named("network_interfaces", entry)
+    has_keys("an entry", entry, KEYS, where)
     name = str(entry.get("name") or "")
     if not NAME.fullmatch(name) or name == "lo":
         raise AnsibleFilterError(f"{where}: name is that of an interface, such as eth0")
@@ -147,12 +148,8 @@ def _interface(entry: Mapping[str, Any]) -> Interface:
 
 def _family(version: int, given: Any, where: str) -> dict[str, Any]:
     family = f"ipv{version}"
-    if not isinstance(given, Mapping) or set(given) - FAMILY_KEYS[version]:
-        raise AnsibleFilterError(
-            f"{where}: {family} is a dictionary with some of "
-            f"{', '.join(sorted(FAMILY_KEYS[version]))}"
-        )
-    addresses = [_address(item, version, where) for item in _listed(given.get("addresses"))]
+    has_keys(family, given, FAMILY_KEYS[version], where)
+    addresses = [_address(item, version, where) for item in listed(given.get("addresses"))]
     method = given.get("method", "static" if addresses else METHODS[version][0])
     if method not in METHODS[version]:
         raise AnsibleFilterError(
@@ -217,10 +214,9 @@ def _gateway(given: Any, addresses: list[Address], version: int, where: str) -> 
 
 
 def _dns(given: Any, where: str) -> dict[str, list[str]]:
-    if not isinstance(given, Mapping) or set(given) - {"servers", "search"}:
-        raise AnsibleFilterError(f"{where}: dns is a dictionary with servers and search")
+    has_keys("dns", given, {"servers", "search"}, where)
     servers, search = (
-        [str(item) for item in _listed(given.get(key))] for key in ("servers", "search")
+        [str(item) for item in listed(given.get(key))] for key in ("servers", "search")
     )
     for server in servers:
         try:
@@ -233,12 +229,6 @@ def _dns(given: Any, where: str) -> dict[str, list[str]]:
     if search and not servers:
         raise AnsibleFilterError(f"{where}: dns.search={search}: give dns.servers with it")
     return {"servers": servers, "search": search}
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 class FilterModule:

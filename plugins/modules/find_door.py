@@ -20,6 +20,7 @@ description:
   - The connection that it opens is the one that the tasks after it share.
 author:
   - The nas.assistant contributors
+extends_documentation_fragment: [nas.assistant.looks_only]
 options:
   doors:
     description: Doors that the NAS should have, best first, each with any of C(host), C(port) and
@@ -42,13 +43,6 @@ options:
     description: Seconds for each attempt; a small NAS that is busy takes a few to greet.
     type: int
     default: 8
-attributes:
-  check_mode:
-    description: Changes nothing, and looks in check mode too.
-    support: full
-  diff_mode:
-    description: Changes nothing that could be shown.
-    support: none
 """
 
 EXAMPLES = r"""

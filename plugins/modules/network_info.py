@@ -16,6 +16,7 @@ description:
   - Reads only; nothing is changed.
 author:
   - The nas.assistant contributors
+extends_documentation_fragment: [nas.assistant.looks_only]
 options:
   interfaces:
     description: Names of the interfaces that settings are meant for.
@@ -28,13 +29,6 @@ options:
     type: list
     elements: str
     default: []
-attributes:
-  check_mode:
-    description: Changes nothing, and looks in check mode too.
-    support: full
-  diff_mode:
-    description: Changes nothing that could be shown.
-    support: none
 """
 
 EXAMPLES = r"""
