@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 
@@ -23,4 +24,11 @@ def run(argv: Sequence[str], timeout: float | None = None) -> subprocess.Complet
         errors="replace",
         timeout=timeout,
         check=False,
+    )
+
+
+def spoken(argv: Sequence[str]) -> str:
+    """Return a command as a message names it: a script among its words by the first line only."""
+    return shlex.join(
+        f"{word.strip().splitlines()[0]} …" if "\n" in word.strip() else word for word in argv
     )

@@ -294,12 +294,11 @@ door:
 """
 
 import os
-import shlex
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils import _guard as guard
-from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run, spoken
 from ansible_collections.nas.assistant.plugins.module_utils._files import (
     FilesError,
     Found,
@@ -347,7 +346,7 @@ def demand(argv: list[str]) -> str:
     """Run a command that must succeed; return what it prints."""
     code, out, err = run_command(argv)
     if code != 0:
-        raise Refused(f"{shlex.join(argv)}: {' '.join((err or out).split())}")
+        raise Refused(f"{spoken(argv)}: {' '.join((err or out).split())}")
     return out
 
 
@@ -358,7 +357,7 @@ def unmet(expectations: list[dict[str, Any]]) -> list[str]:
         argv = expectation["command"]
         said, due = by_key(demand(argv).splitlines()), by_key(expectation["lines"])
         found = [
-            f"{shlex.join(argv)} should say {' and '.join(sorted(lines))}, and says "
+            f"{spoken(argv)} should say {' and '.join(sorted(lines))}, and says "
             f"{' and '.join(sorted(said.get(key, ()))) or 'nothing of it'}"
             for key, lines in due.items()
             if said.get(key) != lines
@@ -530,7 +529,7 @@ class ConfigSet:
             if entry.get("only_if") and run_command(entry["only_if"])[0] != 0:
                 continue
             demand(entry["command"])
-            self.done.append(shlex.join(entry["command"]))
+            self.done.append(spoken(entry["command"]))
         actions = {unit["name"]: unit["action"] for unit in self.params["units"]}
         written = frozenset(wanted.path for wanted, _ in changes)
         for unit, verbs in unit_verbs(self.params["units"], self.paths(), written).items():
@@ -540,7 +539,7 @@ class ConfigSet:
             self.apply_later()
             return
         if unlike(self.params["same"]):
-            pairs = ", ".join(shlex.join(pair["actual"]) for pair in self.params["same"])
+            pairs = ", ".join(spoken(pair["actual"]) for pair in self.params["same"])
             raise Refused(f"{pairs}: not as it should be, even after everything was loaded")
 
     def later(self) -> tuple[str, str]:
@@ -560,7 +559,7 @@ class ConfigSet:
             *("systemd-run", "--quiet", "--collect", "--unit", timer.removesuffix(".timer")),
             *(f"--on-active={LATER}", "--timer-property=AccuracySec=100ms", "/bin/sh", script),
         ])  # fmt: skip
-        self.done += [f"{shlex.join(command.argv)} ({LATER} s later)" for command in commands]
+        self.done += [f"{spoken(command.argv)} ({LATER} s later)" for command in commands]
 
 
 def _private(path: str, flags: int) -> int:
