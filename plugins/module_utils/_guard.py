@@ -183,6 +183,8 @@ def arm(
     os.sync()
     # From here on it counts: the boot unit looks for folders by their whole name.
     os.rename(draft, folder)
+    # Where power fails next, the change must not be on the disk without its way back.
+    _flush(FOLDER)
     unit = f"nas-guard-{name}"
     _run(["systemctl", "reset-failed", f"{unit}.service", f"{unit}.timer"], check=False)
     try:
@@ -311,6 +313,15 @@ def _write(path: str, text: str, mode: int = 0o600) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(text)
+
+
+def _flush(folder: str) -> None:
+    """Have a folder's entries on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _run(argv: Sequence[str], check: bool = True) -> str:

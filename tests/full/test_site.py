@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from site_lab import ROOT, Lab, check_answer
+from site_lab import ROOT, Lab, check_answer, kill
+
+from lab import docker
 
 MODELS = "/var/lib/nas-assistant/models"
 
@@ -24,12 +25,9 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(make_lab: Callable[..., L
     (host,) = lab.hosts
     seen: dict[str, str] = {}  # model file -> identity when first seen complete
     for seconds in (6, 15, 22, 30, 40):
-        run = subprocess.Popen(
-            lab.command(), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
-        )
+        run = subprocess.Popen(lab.command(), cwd=ROOT, stdout=subprocess.DEVNULL)
         time.sleep(seconds)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        kill(run)
         for line in lab.on(host, f"stat -c '%n %i %Y' {MODELS}/*.gguf || true").split("\n"):
             name, _, identity = line.partition(" ")
             assert seen.setdefault(name, identity) == identity, f"{name} was fetched again"
@@ -61,6 +59,16 @@ def test_fleet_of_three_answers_to_one_key(make_lab: Callable[..., Lab]) -> None
             other: dict[str, Any] = {"Authorization": "Bearer " + "x" * 43}
             assert client.get("/v1/models", headers=other).status_code == 401
     assert lab.site().count("changed=0") == 3
+
+    # One that is off is not taken for another, whose address it is to have and whose key is known.
+    off, other, _ = lab.hosts
+    docker.docker("stop", off["container"])
+    interfaces = [{"name": "eth0", "ipv4": {"addresses": [f"{other['ssh_host']}/24"]}}]
+    wish = ["--limit", off["name"], "-e", json.dumps({"network_interfaces": interfaces})]
+    done = subprocess.run(lab.command(*wish), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"{off['ssh_host']} lets nobody in" in " ".join(done.stdout.split())
+    assert other["ssh_host"] in done.stdout  # it was tried
 
 
 def test_engine_from_source_serves_a_cpu_without_avx(make_lab: Callable[..., Lab]) -> None:

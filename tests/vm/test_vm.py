@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from site_lab import ROOT, Lab, check_answer, make_inventory, read_lab, run_lab
+from site_lab import ROOT, Lab, check_answer, kill, make_inventory, read_lab, run_lab
 
-from lab import ssh
+from lab import ssh, vm
 
 NAME = f"vm{os.getpid()}"
 PATIENCE = 300  # seconds; the model is warmed up on an emulated CPU
@@ -71,6 +71,15 @@ def second(host: dict[str, str]) -> str:
 
 def boot(cpu: str, inventory: Path) -> None:
     run_lab("vm", "--name", NAME, "--cpu", cpu, "--inventory", str(inventory))
+
+
+def reachable(address: str) -> bool:
+    """Whether an SSH daemon greets us there."""
+    try:
+        with socket.create_connection((address, ssh.DOORS[0].port), timeout=10) as stream:
+            return stream.recv(4) == b"SSH-"
+    except OSError:
+        return False
 
 
 def wait_for(client: httpx.Client, path: str, status: int) -> None:
@@ -157,11 +166,37 @@ def test_the_door_is_as_closed_after_a_reboot(lab: Lab) -> None:
 
 def test_the_address_is_there_after_a_reboot(lab: Lab) -> None:
     (host,) = lab.hosts
-    with socket.create_connection((second(host), ssh.DOORS[0].port), timeout=10) as stream:
-        assert stream.recv(4) == b"SSH-"
+    assert reachable(second(host))
     assert "nameserver" in lab.on(host, "grep -A3 'Ansible managed' /etc/resolv.conf")
     # Nothing waits for a confirmation any more.
     assert lab.on(host, "ls /var/lib/nas-guard") == ""
+
+
+def test_power_that_fails_before_the_confirmation(lab: Lab, inventory: Path) -> None:
+    """The wrong address is in the very file that is read at boot, and the timer is gone."""
+    (host,) = lab.hosts
+    path = lab.inventory / "host_vars/nas1.yml"
+    right = path.read_text(encoding="utf-8")
+    wrong = yaml.safe_load(right)
+    wrong["network_interfaces"][0]["ipv4"] = {"addresses": ["198.51.100.20/24"]}
+    path.write_text(yaml.safe_dump(wrong), encoding="utf-8")
+    run = subprocess.Popen(
+        lab.command("--tags", "network"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + PATIENCE
+    while reachable(host["ssh_host"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    vm.stop_below(lab.folder)
+    kill(run)
+    path.write_text(right, encoding="utf-8")
+    boot("max", inventory)
+    assert lab.on(host, "ls /var/lib/nas-guard") == ""
+    assert reachable(second(host))
+    assert "changed=0" in lab.site()
 
 
 def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:

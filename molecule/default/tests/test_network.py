@@ -217,13 +217,12 @@ def test_an_address_moves_and_comes_back(
     assert changed(back)
     assert answers(OLD)
     assert not answers(NEW)
+    assert manager != "ifupdown" or answers(OLD6)
     assert "192.0.2.53" not in inside(resolv)
-    if manager != "networkmanager":
-        assert inside(f"cat /sys/class/net/{nic}/mtu") == "1500\n"
+    assert inside(f"cat /sys/class/net/{nic}/mtu") == "1500\n"
     assert "nas-assistant" not in inside("ls -R /etc/network /etc/systemd/network || true", False)
 
 
-@pytest.mark.parametrize("manager", ["ifupdown", "networkd"], indirect=True)
 def test_a_wrong_address_is_taken_back(
     manager: str, nic: str, base: Run, inside: Callable[..., str]
 ) -> None:
@@ -272,7 +271,7 @@ def test_a_controller_that_dies_leaves_the_old_address(
     assert not answers(NEW)
 
 
-@pytest.mark.parametrize("manager", ["networkd"], indirect=True)
+@pytest.mark.parametrize("manager", ["networkd", "networkmanager", "netplan"], indirect=True)
 def test_ipv6_off_and_on(manager: str, nic: str, base: Run, inside: Callable[..., str]) -> None:
     without = [{"name": nic, "ipv4": {"addresses": [f"{OLD}/24"]}, "ipv6": {"method": "disabled"}}]
     assert changed(base(without))
@@ -282,6 +281,69 @@ def test_ipv6_off_and_on(manager: str, nic: str, base: Run, inside: Callable[...
     assert changed(base(private))
     assert answers(NEW6)
     assert inside(f"cat /proc/sys/net/ipv6/conf/{nic}/use_tempaddr") == "2\n"
+
+
+# A router with a DHCP server, in a network namespace of the NAS's, and the interface that asks it.
+ROUTER = """
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq install --no-install-recommends dnsmasq-base > /dev/null
+    ip netns add router
+    ip link add dhcp0 type veth peer name port netns router
+    ip -n router address add 10.213.78.1/24 dev port
+    ip -n router link set port up
+    ip netns exec router dnsmasq --port=0 --interface=port --dhcp-leasefile=/run/leases \
+        --dhcp-range=10.213.78.50,10.213.78.60,2m --pid-file=/run/router.pid
+"""
+NO_ROUTER = """
+    kill "$(cat /run/router.pid)"
+    pkill -F /run/dhclient.dhcp0.pid
+    ip netns delete router
+    ip link delete dhcp0
+    rm -f /run/leases
+"""
+CLIENTS = {
+    "ifupdown": """
+        apt-get -qq install --no-install-recommends ifupdown isc-dhcp-client > /dev/null
+        printf 'source interfaces.d/*\\niface dhcp0 inet dhcp\\n' > /etc/network/interfaces
+        timeout 60 ifup dhcp0
+        """,
+    "networkd": """
+        printf '[Match]\\nName=dhcp0\\n[Network]\\nDHCP=ipv4\\n' \
+            > /etc/systemd/network/20-dhcp.network
+        systemctl start systemd-networkd
+        networkctl reload
+        """,
+}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_from_dhcp_to_an_address_and_back(
+    client: str, nic: str, base: Run, inside: Callable[..., str]
+) -> None:
+    def addresses() -> list[str]:
+        shown = json.loads(inside("ip -json -4 address show dev dhcp0"))
+        return [info["local"] for link in shown for info in link.get("addr_info", ()) if info]
+
+    def leased() -> bool:
+        deadline = time.monotonic() + 20
+        while not (found := addresses()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return len(found) == 1 and 50 <= int(found[0].rpartition(".")[2]) <= 60
+
+    inside(GONE.format(nic=nic, old=OLD, old6=OLD6) + NO_ROUTER, check=False)
+    try:
+        inside(f"set -e; {ROUTER} {CLIENTS[client]}")
+        assert leased()
+        fixed = [{"name": "dhcp0", "ipv4": {"addresses": ["10.213.78.20/24"]}}]
+        assert changed(base(fixed))
+        assert addresses() == ["10.213.78.20"]
+        # Whoever renews the lease would bring its address back.
+        assert "dhclient" not in inside("ps -e -o args", check=False)
+        assert not changed(base(fixed))
+        assert changed(base([]))
+        assert leased()
+    finally:
+        inside(NO_ROUTER + GONE.format(nic=nic, old=OLD, old6=OLD6), check=False)
 
 
 def test_what_cannot_be_is_refused_before_anything_changes(
@@ -299,6 +361,10 @@ def test_what_cannot_be_is_refused_before_anything_changes(
         run = base(interfaces)
         assert run.returncode != 0
         assert reason in " ".join(run.stdout.split()), run.stdout
+    inside("apt-get -qq install --no-install-recommends ifupdown > /dev/null")
+    alias = f"iface {nic} inet static\\n\\taddress {OLD}/24\\niface {nic}:1 inet static"
+    inside(f"printf '{alias}\\n\\taddress 10.213.77.11/24\\n' > /etc/network/interfaces")
+    assert f"more of its addresses as {nic}:…" in " ".join(base(wanted(nic)).stdout.split())
     inside("mkdir -p /etc/openmediavault; touch /etc/openmediavault/config.xml")
     try:
         said = " ".join(base(wanted(nic)).stdout.split())
@@ -325,11 +391,16 @@ def asked_by_mdns(name: str, through: str) -> bytes:
     return b""
 
 
-def test_the_nas_is_found_by_its_name(
-    playbook: Run, address: str, inside: Callable[..., str]
-) -> None:
+@pytest.fixture
+def us(address: str) -> str:
+    """This machine's address on the lab's own network."""
     (found,) = docker.inspect("network", [label.prefix(LAB)])
-    us = found["IPAM"]["Config"][0].get("Gateway") or address.rsplit(".", 1)[0] + ".1"
+    return str(found["IPAM"]["Config"][0].get("Gateway") or address.rsplit(".", 1)[0] + ".1")
+
+
+def test_the_nas_is_found_by_its_name(
+    playbook: Run, address: str, us: str, inside: Callable[..., str]
+) -> None:
     assert asked_by_mdns("hub.local", us) == b""
     mdns = {"enabled": True, "name": "hub"}
     run = playbook("base", "--tags", "firewall,network", network_mdns=mdns)
@@ -345,3 +416,32 @@ def test_the_nas_is_found_by_its_name(
     assert run.returncode == 0, run.stdout
     assert asked_by_mdns("hub.local", us) == b""
     assert inside("systemctl is-active avahi-daemon.service", check=False).strip() == "inactive"
+
+
+def test_an_announcer_of_before_goes_on_afterwards(
+    playbook: Run, address: str, us: str, inside: Callable[..., str]
+) -> None:
+    path = "/etc/avahi/avahi-daemon.conf"
+    # The firewall still lets the questions in, as the inventory has it.
+    allow = [{"ports": 5353, "protocol": "udp"}]
+    theirs = "[server]\\nhost-name=theirs\\nallow-interfaces=eth0\\n"
+    inside("DEBIAN_FRONTEND=noninteractive apt-get -qq install avahi-daemon > /dev/null")
+    inside(f"printf '{theirs}' > {path}; systemctl enable --now avahi-daemon; sleep 1")
+    inside("systemctl restart avahi-daemon")
+    before = inside(f"cat {path}")
+    try:
+        mdns = {"enabled": True, "name": "hub"}
+        run = playbook("base", "--tags", "firewall,network", network_mdns=mdns)
+        assert run.returncode == 0, run.stdout
+        assert socket.inet_aton(address) in asked_by_mdns("hub.local", us)
+        assert asked_by_mdns("theirs.local", us) == b""
+        run = playbook("base", "--tags", "firewall,network", firewall_allow=allow)
+        assert run.returncode == 0, run.stdout
+        assert inside(f"cat {path}") == before
+        assert socket.inet_aton(address) in asked_by_mdns("theirs.local", us)
+        again = playbook("base", "--tags", "network", firewall_allow=allow)
+        assert "changed=0" in again.stdout
+    finally:
+        inside("systemctl disable --now avahi-daemon.socket avahi-daemon.service", check=False)
+        inside("apt-get -qq purge avahi-daemon > /dev/null", check=False)
+        playbook("base", "--tags", "firewall")
