@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""Run a module's main() in this process, as Ansible would run it on a NAS."""
+"""Runs a module's main() in this process, as Ansible would run it on a NAS."""
 
 from __future__ import annotations
 

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Btrfs on loop devices of this machine, for modules that change filesystems."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from shell import sh
+
+from lab import apt, disks, paths
+
+SIZE = 256 << 20  # bytes of a disk; mkfs.btrfs takes nothing below 114 MiB
+
+
+@pytest.fixture(scope="session")
+def _btrfs() -> None:
+    """What the tests need of this machine."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it makes loop devices and filesystems")
+    if "btrfs" not in Path("/proc/filesystems").read_text(encoding="utf-8"):
+        subprocess.run(["modprobe", "--quiet", "btrfs"], check=False)
+    if "btrfs" not in Path("/proc/filesystems").read_text(encoding="utf-8"):
+        pytest.skip("this kernel has no Btrfs")
+    if not shutil.which("mkfs.btrfs"):
+        apt.install(["btrfs-progs"], why="the tests of Btrfs modules make filesystems")
+
+
+@pytest.fixture
+def folder(_btrfs: None) -> Iterator[Path]:
+    """A folder in which whatever is mounted, and whose files are behind loop devices, is released
+    at the end. `make down` finds it too."""
+    folder = paths.lab(f"integration{os.getpid()}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    yield folder
+    mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    for point in reversed([line.split()[1] for line in mounts]):
+        if Path(point).is_relative_to(folder):
+            subprocess.run(["umount", point], check=True)
+    disks.detach(disks.below(folder, disks.attached()))
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def make_disks(folder: Path) -> Callable[..., list[str]]:
+    """Return a function that makes blank disks and gives their devices."""
+    made: list[Path] = []
+
+    def make(count: int, size: int = SIZE) -> list[str]:
+        files = [folder / f"disk{len(made) + number}.img" for number in range(count)]
+        made.extend(files)
+        return disks.ensure(files, size)
+
+    return make
+
+
+@pytest.fixture
+def pool(folder: Path, make_disks: Callable[..., list[str]]) -> Path:
+    """A Btrfs over two disks as RAID1, mounted at its top level."""
+    devices = make_disks(2)
+    sh("mkfs.btrfs", "-q", "-L", "tank", "-d", "raid1", "-m", "raid1", *devices)
+    point = folder / "tank"
+    point.mkdir()
+    sh("mount", devices[0], str(point))
+    return point

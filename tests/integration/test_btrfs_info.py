@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What is said of a real Btrfs, against what was done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.nas.assistant.plugins.modules import btrfs_info
+from shell import sh
+
+Call = Callable[..., dict[str, Any]]
+
+
+def look(call: Call, wish: Path | str, **arguments: Any) -> dict[str, Any]:
+    answer = call(btrfs_info.main, filesystem=str(wish), **arguments)
+    assert "msg" not in answer, answer
+    (found,) = answer["filesystems"]
+    return dict(found)
+
+
+def test_devices_profiles_and_health(call: Call, pool: Path) -> None:
+    (pool / "file").write_bytes(b"x" * (4 << 20))
+    sh("sync", "-f", str(pool))
+    found = look(call, pool)
+    assert (found["label"], found["quotas"], found["subvolumes"]) == ("tank", False, [])
+    assert found["scrub"]["status"] == "never"
+    assert found["profiles"]["data"] == ["raid1"]
+    assert len(found["devices"]) == 2
+    assert not any(device["missing"] for device in found["devices"])
+    assert found["devices"][0]["errors"]["corruption"] == 0
+    assert found["used"] > 4 << 20
+    sh("btrfs", "scrub", "start", "-B", str(pool))
+    scrub = look(call, found["uuid"])["scrub"]
+    assert scrub["status"] == "finished"
+    assert scrub["bytes"] >= 4 << 20
+    assert scrub["errors"] == 0
+
+
+def test_subvolumes_with_their_uuids_and_quotas(call: Call, pool: Path) -> None:
+    odd = pool / "with blank & path ü"
+    sh("btrfs", "subvolume", "create", str(odd))
+    sh("btrfs", "subvolume", "snapshot", "-r", str(odd), str(pool / "copy"))
+    sh("btrfs", "quota", "enable", str(pool))
+    sh("btrfs", "qgroup", "limit", "32M", str(odd))
+    found = look(call, "tank")
+    assert found["quotas"]
+    first, copy = found["subvolumes"]
+    assert first["path"] == odd.name
+    assert not first["read_only"]
+    assert (first["max_referenced"], first["parent_uuid"]) == (32 << 20, "")
+    assert copy["read_only"]
+    assert copy["parent_uuid"] == first["uuid"]
+    assert look(call, "tank", subvolumes=False)["subvolumes"] == []
+
+
+def test_a_path_leads_to_what_is_mounted_there(call: Call, pool: Path, folder: Path) -> None:
+    sh("btrfs", "subvolume", "create", str(pool / "inner"))
+    point = folder / "elsewhere"
+    point.mkdir()
+    device = look(call, pool)["devices"][1]["path"]
+    sh("mount", "-o", "subvol=inner", device, str(point))
+    found = look(call, point)
+    assert {"point": str(point), "root": "/inner"}.items() <= found["mounts"][1].items()
+    assert look(call, device)["uuid"] == found["uuid"]
+
+
+def test_one_that_is_not_mounted_and_lacks_a_device(
+    call: Call, pool: Path, make_disks: Callable[..., list[str]]
+) -> None:
+    found = look(call, pool)
+    sh("umount", str(pool))
+    bare = look(call, found["uuid"])
+    assert (bare["mounts"], bare["profiles"], bare["subvolumes"]) == ([], {}, [])
+    lost, left = (device["path"] for device in found["devices"])
+    sh("losetup", "--detach", lost)
+    sh("btrfs", "device", "scan", "--forget")
+    sh("mount", "-o", "degraded", left, str(pool))
+    found = look(call, pool)
+    assert [device["missing"] for device in found["devices"]] == [True, False]
+
+
+def test_what_is_not_there_is_said(call: Call, pool: Path) -> None:
+    answer = call(btrfs_info.main, filesystem="tonk")
+    assert answer["failed"]
+    assert "filesystem=tonk: there is no such Btrfs filesystem; there are" in answer["msg"]
+    assert "(tank)" in answer["msg"]
