@@ -42,7 +42,8 @@ class Subvolume:
 
 @dataclass(frozen=True)
 class Device:
-    """A device of a filesystem; sizes in bytes, no path where it is missing."""
+    """A device of a filesystem; sizes in bytes. One that is missing has no path, and the id 0 as
+    long as the filesystem is not mounted."""
 
     id: int
     path: str
@@ -123,18 +124,24 @@ def parse_filesystems(listing: str) -> list[Filesystem]:
     found: list[Filesystem] = []
     head = re.compile(r"Label: (?:'(?P<label>.*)'|none)\s+uuid: (?P<uuid>[0-9a-f-]{36})")
     device = re.compile(r"\s+devid\s+(\d+) size (\d+) used (\d+) path(?: (.*))?")
-    used = re.compile(r"\s+Total devices \d+ FS bytes used (\d+)")
+    used = re.compile(r"\s+Total devices (\d+) FS bytes used (\d+)")
+    counts: dict[str, int] = {}
     for line in listing.splitlines():
         if matched := head.match(line):
             found.append(Filesystem(matched["uuid"], matched["label"] or "", 0))
         elif matched := used.match(line):
-            found[-1] = Filesystem(found[-1].uuid, found[-1].label, int(matched[1]))
+            found[-1] = Filesystem(found[-1].uuid, found[-1].label, int(matched[2]))
+            counts[found[-1].uuid] = int(matched[1])
         elif matched := device.match(line):
             path = (matched[4] or "").strip()
             # What is missing: no path at all, or MISSING behind whatever stands there.
             gone = path.endswith("MISSING") or path.startswith("<missing")
             entry = Device(int(matched[1]), "" if gone else path, int(matched[2]), int(matched[3]))
             found[-1].devices.append(entry)
+    for each in found:
+        # Of one that is not mounted, those that are missing are left out, with their ids.
+        gaps = counts.get(each.uuid, 0) - len(each.devices)
+        each.devices.extend([Device(0, "", 0, 0)] * gaps)
     return found
 
 

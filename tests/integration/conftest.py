@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,9 +43,18 @@ def folder(_btrfs: None) -> Iterator[Path]:
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
     for point in reversed([line.split()[1] for line in mounts]):
         if Path(point).is_relative_to(folder):
-            subprocess.run(["umount", point], check=True)
+            release(point)
     disks.detach(disks.below(folder, disks.attached()))
     shutil.rmtree(folder)
+
+
+def release(point: str) -> None:
+    """Unmount what the work of a test that failed may still hold for a moment."""
+    for _ in range(20):
+        if subprocess.run(["umount", point], check=False, capture_output=True).returncode == 0:
+            return
+        time.sleep(0.5)
+    sh("umount", "--lazy", point)
 
 
 @pytest.fixture

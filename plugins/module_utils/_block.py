@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Whether a disk or a partition is blank, so that a filesystem may be made on it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+
+
+def holds(path: str) -> str:
+    """Return what is on a block device that must not be lost, or an empty text when it is blank.
+
+    Nothing is taken for granted: signatures are read from the device itself, since what udev
+    remembers may be old, and the kernel is asked whether anybody has it.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"{path} cannot be looked at ({error.strerror})"
+    if not stat.S_ISBLK(status.st_mode):
+        return f"{path} is no block device"
+    # EBUSY: mounted, swap, or a part of a RAID, a volume group or a filesystem; of a disk, also
+    # when one of its partitions is.
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_EXCL))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return f"{path} is in use"
+        return f"{path} cannot be written to ({error.strerror})"
+    done = run(["wipefs", "--json", path])
+    if done.returncode != 0:
+        return f"{path} cannot be read ({' '.join(done.stderr.split())})"
+    found = json.loads(done.stdout or "{}").get("signatures", [])
+    if found:
+        kinds = ", ".join(sorted({_named(signature) for signature in found}))
+        return f"{path} holds {kinds}"
+    return ""
+
+
+def _named(signature: dict[str, str | None]) -> str:
+    label = signature.get("label")
+    return f"{signature['type']} ({label})" if label else str(signature["type"])
