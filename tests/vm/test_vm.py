@@ -22,7 +22,7 @@ from site_lab import ROOT, Lab, check_answer, kill, make_inventory, read_lab, ru
 from lab import ssh, vm
 
 NAME = f"vm{os.getpid()}"
-PATIENCE = 300  # seconds; the model is warmed up on an emulated CPU
+PATIENCE = 900  # seconds; the model is warmed up on an emulated CPU, perhaps beside other work
 
 
 @pytest.fixture(scope="module")
