@@ -17,6 +17,7 @@ from lab.run import run
 
 KEY = "id_ed25519"
 KNOWN_HOSTS = "known_hosts"
+_GREETING = 10  # seconds; a virtual machine that is emulated and busy takes a few
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,14 @@ def as_root(folder: Path, address: str, command: str) -> subprocess.CompletedPro
 def login(folder: Path, address: str, door: Door, command: str) -> subprocess.CompletedProcess[str]:
     """Run a command by one door; its exit code says how it went."""
     argv = ["ssh", "-F", os.devnull, *options(folder), "-o", "BatchMode=yes"]
-    argv += ["-o", "ConnectTimeout=3", "-o", "LogLevel=ERROR", "-p", str(door.port)]
+    argv += ["-o", f"ConnectTimeout={_GREETING}", "-o", "LogLevel=ERROR", "-p", str(door.port)]
     argv += ["-i", str(folder / KEY), f"{door.user}@{address}", command]
     return run(argv, check=False, timeout=120)
 
 
 def _greets(address: str, port: int) -> bool:
     try:
-        with socket.create_connection((address, port), timeout=2) as stream:
+        with socket.create_connection((address, port), timeout=_GREETING) as stream:
             return stream.recv(4) == b"SSH-"
     except OSError:
         return False
