@@ -44,7 +44,7 @@ models: setup ## Fetch the two small models of the lab into .lab/models
 test: prepare lint models ## Run every check that CI runs (under 40 minutes)
 	$(IN_VENV) pytest service/tests
 	$(IN_VENV) molecule test
-	$(IN_VENV) pytest tests/unit tests/lab
+	$(IN_VENV) pytest tests/unit tests/lab tests/integration
 
 .PHONY: test-vm
 test-vm: prepare ## Run the tests that need a kernel or a CPU of their own, on a virtual machine
@@ -70,7 +70,7 @@ lint: setup ## Run the linters and the type checks
 	$(BIN)/yamllint --strict .
 	$(IN_VENV) ansible-lint --offline
 	$(BIN)/antsibull-changelog lint
-	set -e; for part in "lab tests/lab" tests/unit tests/full tests/vm; do $(BIN)/mypy --strict $$part; done
+	set -e; for part in "lab tests/lab" tests/unit tests/integration tests/full tests/vm; do $(BIN)/mypy --strict $$part; done
 	$(BIN)/mypy --explicit-package-bases plugins
 	cd service && ../$(BIN)/mypy
 	@echo "make lint: done, nothing to mend"
