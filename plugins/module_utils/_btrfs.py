@@ -7,11 +7,12 @@ Paths of subvolumes are those below the filesystem's top level, without a slash 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run, spoken
 
@@ -93,30 +94,53 @@ def call(*argv: str, accepted: Sequence[int] = (0,)) -> str:
 
 def parse_subvolumes(listing: str, read_only: str) -> list[Subvolume]:
     """Return what ``subvolume list -puqRcg`` says; ``read_only``: the same with ``-r``."""
-    locked = {int(line.split()[1]) for line in read_only.splitlines() if line.startswith("ID ")}
+    locked = {int(number) for number in re.findall(r"^ID (\d+) ", read_only, re.MULTILINE)}
     found = []
     for line in listing.splitlines():
         head, _, path = line.partition(" path ")
         # "top level" is the one key of two words.
         words = head.replace("top level", "top_level").split()
-        if not path or words[0] != "ID":
+        if not path or words[:1] != ["ID"]:
             continue
         values = dict(zip(words[::2], words[1::2], strict=False))
         texts = {key: "" if value == "-" else value for key, value in values.items()}
-        found.append(
-            Subvolume(
-                id=int(values["ID"]),
-                parent=int(values["parent"]),
-                path=path.removeprefix("<FS_TREE>/"),
-                uuid=texts["uuid"],
-                parent_uuid=texts["parent_uuid"],
-                received_uuid=texts["received_uuid"],
-                generation=int(values["gen"]),
-                created_generation=int(values["cgen"]),
-                read_only=int(values["ID"]) in locked,
+        # A line that is none of btrfs's own is the rest of a name with a line break.
+        with contextlib.suppress(KeyError, ValueError):
+            found.append(
+                Subvolume(
+                    id=int(values["ID"]),
+                    parent=int(values["parent"]),
+                    path=path.removeprefix("<FS_TREE>/"),
+                    uuid=texts["uuid"],
+                    parent_uuid=texts["parent_uuid"],
+                    received_uuid=texts["received_uuid"],
+                    generation=int(values["gen"]),
+                    created_generation=int(values["cgen"]),
+                    read_only=int(values["ID"]) in locked,
+                )
             )
-        )
     return found
+
+
+def from_top(found: list[Subvolume], start: int) -> list[Subvolume]:
+    """Return subvolumes that were listed from inside of ``start`` (its id), with whole paths.
+
+    btrfs gives those below it by their paths from there, and all others from the top level.
+    """
+    parents = {each.id: each.parent for each in found}
+    above = {each.id: f"{each.path}/" for each in found}.get(start, "")
+
+    def is_below(subvolume: Subvolume) -> bool:
+        number, steps = subvolume.parent, len(parents)
+        # Lines that a name with line breaks forged may go round in a circle.
+        while number != start and number in parents and steps:
+            number, steps = parents[number], steps - 1
+        return number == start
+
+    return [
+        replace(each, path=above + each.path) if above and is_below(each) else each
+        for each in found
+    ]
 
 
 def parse_filesystems(listing: str) -> list[Filesystem]:
@@ -239,10 +263,11 @@ def mounts_of(filesystem: Filesystem, among: Iterable[Mount]) -> list[Mount]:
 
 def subvolumes(path: str) -> list[Subvolume]:
     """Return all subvolumes of the filesystem that is mounted at a path."""
-    return parse_subvolumes(
+    found = parse_subvolumes(
         call("btrfs", "subvolume", "list", "-puqRcg", path),
         call("btrfs", "subvolume", "list", "-r", path),
     )
+    return from_top(found, int(call("btrfs", "inspect-internal", "rootid", path)))
 
 
 def quotas(path: str) -> dict[int, dict[str, int]] | None:
