@@ -73,6 +73,9 @@ def test_a_change_is_taken_back(tmp_path: Path) -> None:
     known = "while ip -6 address show dev nic0 tentative | grep -q .; do sleep 0.1; done"
     steps = ("@ keep nic0", WRECK, "@ turn_back nic0", "@ put_back nic0", known)
     assert alone(tmp_path, *steps, f"@ show nic0 {LINES}") == WHOLE
+    tried = "192.0.2.77/24 2001:db8::10/64"
+    kept = ("@ keep nic0", "ip address add 192.0.2.77/24 dev nic0", f"@ put_back nic0 {tried}")
+    assert alone(tmp_path, *kept, f"@ show nic0 {LINES} 'address 192.0.2.77/24'") == WHOLE
     # What the manager gave again is left as it is.
     assert alone(tmp_path, "@ keep nic0", "@ put_back nic0", f"@ show nic0 {LINES}") == WHOLE
 

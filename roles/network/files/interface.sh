@@ -1,5 +1,6 @@
-# Looks at one interface, changes it, and brings it back, for the network role: sh -c SCRIPT sh VERB INTERFACE [LINE…].
-# It is given to the NAS with each call, so that it is there without the controller and never older than the role.
+# network role, interface.sh
+# Looks at one interface, changes it, and brings it back: sh -c SCRIPT sh VERB INTERFACE [LINE…]. It is given to the NAS
+# with each call, so that it is there without the controller and never older than the role.
 set -u
 verb=$1 interface=$2
 shift 2
@@ -50,9 +51,12 @@ turn_back() {
   [ ! -e "$note.first" ] || mv "$note.first" "$first"
 }
 
-# After that: what is still missing, whatever the manager says of it.
+# After that, whatever the manager says of it: what is still missing, and not what was tried.
 put_back() {
   [ -e "$note.addresses" ] || return 0
+  for tried; do
+    grep -qFx "$tried" "$note.addresses" || ip address del "$tried" dev "$interface" 2> /dev/null || true
+  done
   ip link set dev "$interface" up
   while read -r address; do
     ip -o address show dev "$interface" | grep -qF " $address " || ip address add "$address" dev "$interface"
