@@ -422,6 +422,7 @@ class ConfigSet:
         self.name: str = guard.checked_name(params["name"])
         self.wanted = [Wanted.of(entry) for entry in params["files"]]
         self.done: list[str] = []
+        self.left: list[str] = []
         self.token = ""
 
     def run(self) -> dict[str, Any]:
@@ -473,6 +474,7 @@ class ConfigSet:
             later = self.later() if wish["detached"] else ()
             self.token = guard.arm(self.name, kept, revert, wish["seconds"], later)
         try:
+            self.leave(changes)
             for wanted, _ in changes:
                 apply(wanted)
             for argv in self.params["checks"]:
@@ -489,6 +491,15 @@ class ConfigSet:
                 self.undo(changes)
             raise Refused(f"{error}. The old state is in place again") from error
 
+    def leave(self, changes: list[tuple[Wanted, Found]]) -> None:
+        """Switch units off whose own files are about to go: without them systemd could not."""
+        gone = {wanted.path.rpartition("/")[2] for wanted, _ in changes if wanted.absent}
+        units = [unit for unit in self.params["units"] if unit["name"] in gone]
+        for unit, verbs in unit_verbs(units, []).items() if units else ():
+            self.left.append(unit)
+            carry_out(unit, verbs, "")
+            self.done += [f"{verb} {unit}" for verb in verbs]
+
     def undo(self, changes: list[tuple[Wanted, Found]]) -> None:
         """Put the files back, and have everything read them that may have read the new ones."""
         for wanted, found in reversed(changes):
@@ -498,6 +509,8 @@ class ConfigSet:
         for entry in self.params["apply"] if self.done else []:
             if not entry.get("only_if") or run_command(entry["only_if"])[0] == 0:
                 run_command(entry["command"])
+        for unit in self.left:
+            run_command(["systemctl", "enable", "--now", unit])
         read = {unit["name"]: unit["action"] for unit in self.params["units"]}
         for unit, action in read.items():
             if any(step.endswith(f" {unit}") for step in self.done):

@@ -568,8 +568,10 @@ def test_undone_and_done_again(host: Host, address: str, playbook: Playbook) -> 
     gone = playbook("base", hardening_state="absent", firewall_state="absent")
     assert gone.returncode == 0, gone.stdout
     assert ssh.door(FOLDER, address) == ssh.DOORS[1]
-    left = ssh.as_root(FOLDER, address, "nft list tables; sshd -T | grep ^permitroot")
+    look = "nft list tables; sshd -T | grep ^permitroot; find /etc/systemd/system -xtype l"
+    left = ssh.as_root(FOLDER, address, look)
     assert "nas_assistant" not in left.stdout
+    assert "nas-assistant" not in left.stdout
     assert "permitrootlogin without-password" in left.stdout
     again = playbook("base", hardening_state="absent", firewall_state="absent")
     assert "changed=0" in again.stdout, again.stdout
