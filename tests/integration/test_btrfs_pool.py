@@ -58,7 +58,8 @@ def digests(point: Path) -> dict[str, str]:
 
 
 def profiles(point: Path) -> dict[str, list[str]]:
-    return btrfs.parse_profiles(sh("btrfs", "--format", "json", "filesystem", "df", str(point)))
+    said = sh("btrfs", "--format", "json", "filesystem", "df", str(point))
+    return dict(btrfs.parse_profiles(said))
 
 
 def test_a_mirror_is_made_once(call: Call, make_disks: Disks, folder: Path) -> None:

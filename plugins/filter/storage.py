@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What the entries of storage_pools mean, and the units of systemd that mount them."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
+    entries,
+    has_keys,
+    listed,
+    named,
+)
+
+Pool = dict[str, Any]
+Volume = dict[str, Any]
+VARIABLE = "storage_pools"
+PROVIDERS = ("btrfs", "zfs")
+KEYS = {
+    *("name", "provider", "devices", "uuid", "format", "remove", "profile", "mount", "options"),
+    *("compression", "scrub", "volumes"),
+}
+VOLUME_KEYS = {
+    *("name", "path", "owner", "group", "mode", "compression", "copy_on_write", "quota"),
+    *("snapshots", "migrate", "needed_by"),
+}
+SNAPSHOT_KEYS = {"every", "keep"}
+# What both providers and a shell can stand.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/[A-Za-z0-9][A-Za-z0-9._-]{0,62})*")
+PATH = re.compile(r"(/[A-Za-z0-9._@:+-]+)+")
+OPTION = re.compile(r"[A-Za-z0-9_]+(=[A-Za-z0-9_.:/-]+)?")
+# Of a pool, and of a volume: Btrfs takes a level as a mount option only.
+COMPRESSION = {
+    "btrfs": (
+        re.compile(r"none|lzo|zstd(:([1-9]|1[0-5]))?|zlib(:[1-9])?"),
+        re.compile(r"none|lzo|zstd|zlib"),
+    ),
+    "zfs": (re.compile(r"none|lz4|zstd(-([1-9]|1[0-9]))?|gzip(-[1-9])?"),) * 2,
+}
+# An event of systemd's timers, or how often in a word.
+CALENDAR = re.compile(r"[A-Za-z0-9 *:,./~-]+")
+UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+[.](service|socket|target|mount)")
+# What runs on these must not begin before they are mounted: it would write beneath them.
+OF_DOCKER = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/nas-assistant")
+# Never mounted over: the system would be hidden, or lost sight of.
+SYSTEM = {"/", "/home", "/root", "/tmp", "/var", "/var/lib", "/var/log", "/var/tmp"}  # noqa: S108
+SYSTEM_FOLDERS = (
+    *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys"),
+    *("/usr", "/var/run"),
+)
+
+
+def storage_pools(given: Iterable[Mapping[str, Any]]) -> list[Pool]:
+    """Return the pools with all that they leave out.
+
+    Each has ``name``, ``provider``, ``devices``, ``uuid``, ``format``, ``remove``, ``profile``
+    (``data``, ``metadata``), ``mount``, ``options``, ``compression`` (an empty text: as it is),
+    ``scrub`` (an empty text: never) and ``volumes``; each of these ``name``, ``path``, ``owner``,
+    ``group``, ``mode``, ``compression``, ``copy_on_write``, ``quota`` (``None``: as it is),
+    ``snapshots`` (empty: none), ``migrate``, ``needed_by``.
+
+    :raises AnsibleFilterError: an entry cannot be understood, or cannot work; names it and why.
+    """
+    found = [_pool(entry) for entry in entries(VARIABLE, given)]
+    names = [pool["name"] for pool in found]
+    _once("pool", names)
+    points = [pool["mount"] for pool in found]
+    points += [volume["path"] for pool in found for volume in pool["volumes"] if volume["path"]]
+    _once("mount point", points)
+    _once("device", [device for pool in found for device in pool["devices"]])
+    return found
+
+
+def storage_unit(path: str, suffix: str = "mount") -> str:
+    """Return the name that systemd wants of a path's unit, as systemd-escape(1) makes it."""
+    parts = [part for part in path.split("/") if part]
+    escaped = []
+    for number, part in enumerate(parts):
+        for place, letter in enumerate(part):
+            plain = letter.isascii() and (letter.isalnum() or letter in ":_.")
+            if plain and not (letter == "." and number == 0 and place == 0):
+                escaped.append(letter)
+            else:
+                escaped.extend(f"\\x{byte:02x}" for byte in letter.encode())
+        escaped.append("-")
+    return f"{''.join(escaped[:-1]) or '-'}.{suffix}"
+
+
+def storage_mounts(pools: Iterable[Pool]) -> list[dict[str, Any]]:
+    """Return what is mounted of pools of Btrfs, those first that others lie in.
+
+    Each has ``pool`` (its name), ``volume`` (its name, an empty text for the top level), ``path``,
+    ``options`` (a list) and ``needed_by``.
+    """
+    found = []
+    for pool in pools:
+        common = list(pool["options"])
+        if pool["compression"] not in ("", "none"):
+            common.append(f"compress={pool['compression']}")
+        places = [{"name": "", "path": pool["mount"], "needed_by": []}, *pool["volumes"]]
+        found += [
+            {
+                "pool": pool["name"],
+                "volume": place["name"],
+                "path": place["path"],
+                "options": [f"subvol=/{place['name']}", *common],
+                "needed_by": place["needed_by"],
+            }
+            for place in places
+            if place["path"]
+        ]
+    return sorted(found, key=lambda mount: str(mount["path"]))
+
+
+def storage_subvolume(volume: Volume) -> dict[str, Any]:
+    """Return what M(nas.assistant.btrfs_subvolume) is to make of a volume."""
+    keys = ("owner", "group", "mode", "compression", "copy_on_write", "quota")
+    given = {key: volume[key] for key in keys if volume[key] is not None}
+    return {"path": volume["name"], **given}
+
+
+def _once(what: str, given: list[str]) -> None:
+    for item in given:
+        if given.count(item) > 1:
+            raise AnsibleFilterError(f"{VARIABLE}: the {what} {item} is given twice")
+
+
+def _pool(entry: Mapping[str, Any]) -> Pool:
+    where = named(VARIABLE, entry)
+    has_keys("a pool", entry, KEYS, where)
+    name = str(entry.get("name") or "")
+    if not NAME.fullmatch(name):
+        raise AnsibleFilterError(f"{where}: name is of letters, digits, - and _, such as tank")
+    where = f"{VARIABLE}: {name}"
+    provider = entry.get("provider", "btrfs")
+    if provider not in PROVIDERS:
+        raise AnsibleFilterError(f"{where}: provider={provider!r} is none of {_or(PROVIDERS)}")
+    devices = [str(item) for item in listed(entry.get("devices"))]
+    for device in devices:
+        if not PATH.fullmatch(device) or not device.startswith("/dev/"):
+            raise AnsibleFilterError(
+                f"{where}: devices: {device!r} is no device such as /dev/disk/by-id/ata-EXAMPLE-1"
+            )
+    options = [str(item) for item in listed(entry.get("options", "noatime"))]
+    for option in options:
+        if not OPTION.fullmatch(option) or option.startswith(("subvol", "compress")):
+            raise AnsibleFilterError(
+                f"{where}: options: {option!r} is no mount option that may be set here; volumes "
+                "and compression have keys of their own"
+            )
+    found = {
+        "name": name,
+        "provider": provider,
+        "devices": devices,
+        "uuid": str(entry.get("uuid") or ""),
+        "format": _flag(entry, "format", where),
+        "remove": _flag(entry, "remove", where),
+        "profile": _profile(entry, len(devices), where),
+        "mount": _path(entry.get("mount", f"/srv/{name}"), "mount", where),
+        "options": options,
+        "compression": _compression(entry, COMPRESSION[provider][0], where) or "",
+        "scrub": _calendar(entry.get("scrub", "monthly"), "scrub", where),
+    }
+    volumes = entry.get("volumes")
+    if volumes is not None and not isinstance(volumes, list | tuple):
+        raise AnsibleFilterError(f"{where}: volumes={volumes!r}: give a list of entries")
+    found["volumes"] = [_volume(each, provider, where) for each in volumes or []]
+    _once(f"volume of {name}", [volume["name"] for volume in found["volumes"]])
+    return found
+
+
+def _volume(entry: Any, provider: str, pool: str) -> Volume:
+    has_keys("a volume", entry, VOLUME_KEYS, f"{pool}: {entry!r}")
+    name = str(entry.get("name") or "")
+    if not VOLUME.fullmatch(name):
+        raise AnsibleFilterError(
+            f"{pool}: volume {name!r}: a name is of letters, digits, ., - and _, such as docker"
+        )
+    where = f"{pool}: volume {name}"
+    path = _path(entry["path"], "path", where) if entry.get("path") else ""
+    usual = ["docker.service"] if _within(path, OF_DOCKER) else []
+    needed_by = [str(item) for item in listed(entry.get("needed_by", usual))]
+    for unit in needed_by:
+        if not UNIT.fullmatch(unit):
+            raise AnsibleFilterError(
+                f"{where}: needed_by: {unit!r} is no unit such as smbd.service"
+            )
+    copy_on_write = entry.get("copy_on_write")
+    if copy_on_write is not None and not isinstance(copy_on_write, bool):
+        raise AnsibleFilterError(f"{where}: copy_on_write={copy_on_write!r} is no true or false")
+    return {
+        "name": name,
+        "path": path,
+        "owner": _text(entry.get("owner")),
+        "group": _text(entry.get("group")),
+        "mode": _text(entry.get("mode")),
+        "compression": _compression(entry, COMPRESSION[provider][1], where),
+        "copy_on_write": copy_on_write,
+        "quota": _text(entry.get("quota")),
+        "snapshots": _snapshots(entry.get("snapshots"), where),
+        "migrate": _flag(entry, "migrate", where),
+        "needed_by": needed_by,
+    }
+
+
+def _snapshots(given: Any, where: str) -> dict[str, Any]:
+    if not given:
+        return {}
+    has_keys("snapshots", given, SNAPSHOT_KEYS, where)
+    # The module that makes them knows what a duration and a policy are.
+    return {"every": str(given.get("every", "1h")), "keep": dict(given.get("keep") or {"last": 3})}
+
+
+def _profile(entry: Mapping[str, Any], devices: int, where: str) -> dict[str, str]:
+    """The RAID profiles. Of a pool of our own, a mirror as soon as it has two devices."""
+    several = devices > 1
+    usual = {"data": "raid1" if several else "single", "metadata": "raid1" if several else "dup"}
+    if entry.get("uuid") or not devices:
+        usual = {"data": "", "metadata": ""}
+    given = entry.get("profile") or {}
+    if isinstance(given, Mapping):
+        has_keys("profile", given, usual, where)
+        return {kind: str(given.get(kind) or profile) for kind, profile in usual.items()}
+    return dict.fromkeys(usual, str(given))
+
+
+def _path(given: Any, key: str, where: str) -> str:
+    path = str(given)
+    plain = PATH.fullmatch(path) and posixpath.normpath(path) == path
+    if not plain:
+        raise AnsibleFilterError(f"{where}: {key}={path!r} is no plain path such as /srv/tank")
+    if path in SYSTEM or _within(path, SYSTEM_FOLDERS):
+        raise AnsibleFilterError(f"{where}: {key}={path} belongs to the system; take another place")
+    return path
+
+
+def _flag(entry: Mapping[str, Any], key: str, where: str) -> bool:
+    value = entry.get(key, False)
+    if not isinstance(value, bool):
+        raise AnsibleFilterError(f"{where}: {key}={value!r} is neither true nor false")
+    return value
+
+
+def _compression(entry: Mapping[str, Any], pattern: re.Pattern[str], where: str) -> str | None:
+    value = entry.get("compression")
+    if value is None:
+        return None
+    if not pattern.fullmatch(str(value)):
+        raise AnsibleFilterError(
+            f"{where}: compression={value!r} is nothing that may stand here ({pattern.pattern})"
+        )
+    return str(value)
+
+
+def _calendar(given: Any, key: str, where: str) -> str:
+    if given in (None, False, "", "never"):
+        return ""
+    if not isinstance(given, str) or not CALENDAR.fullmatch(given):
+        raise AnsibleFilterError(
+            f"{where}: {key}={given!r} is neither never, weekly, monthly, nor an event such as "
+            "'Sat *-*-1..7 03:00'"
+        )
+    return given
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _within(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def _or(words: Iterable[str]) -> str:
+    return " or ".join(words)
+
+
+class FilterModule:
+    """Ansible's way to find the filters."""
+
+    def filters(self) -> dict[str, Any]:
+        """The filters by name."""
+        return {
+            "storage_mounts": storage_mounts,
+            "storage_pools": storage_pools,
+            "storage_subvolume": storage_subvolume,
+            "storage_unit": storage_unit,
+        }

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Stops what uses a folder while it is worked on, and starts it again, after a crash too."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run, spoken
+from ansible_collections.nas.assistant.plugins.module_utils._files import replace
+
+DOCKER = "docker.service"
+FOLDER = "/var/lib/nas-assistant-storage"
+
+
+class StandstillError(Exception):
+    """A command failed; what it said."""
+
+
+def demand(argv: Sequence[str]) -> str:
+    """Run a command that must succeed; return what it prints."""
+    try:
+        done = run(argv)
+    except FileNotFoundError:
+        raise StandstillError(f"{argv[0]} is not installed") from None
+    if done.returncode != 0:
+        raise StandstillError(f"{spoken(argv)}: {' '.join((done.stderr or done.stdout).split())}")
+    return str(done.stdout)
+
+
+class Standstill:
+    """What stands still for one kind of work. Its file is there as long as anything does."""
+
+    def __init__(self, name: str) -> None:
+        """``name``: of the work, such as ``copy``; also that of the file that remembers."""
+        self.path = os.path.join(FOLDER, f"{name}.json")
+        self.units: list[str] = []
+        self.containers: list[str] = []
+        # Whatever else the work must know after a crash.
+        self.notes: list[str] = []
+        try:
+            with open(self.path, encoding="utf-8") as stream:
+                found = json.load(stream)
+        except FileNotFoundError:
+            return
+        self.units, self.containers = found["units"], found["containers"]
+        self.notes = found["notes"]
+
+    @property
+    def stopped(self) -> list[str]:
+        """Units and containers that stand still."""
+        return [*self.units, *self.containers]
+
+    def begin(self, units: Iterable[str], notes: Iterable[str] = ()) -> None:
+        """Stop units, and before Docker its containers, which would outlive it."""
+        self.notes = list(dict.fromkeys([*self.notes, *notes]))
+        active = [
+            unit for unit in units if run(["systemctl", "is-active", "-q", unit]).returncode == 0
+        ]
+        if DOCKER in active:
+            running = demand(["docker", "ps", "--quiet", "--no-trunc"]).split()
+            self.containers = list(dict.fromkeys([*self.containers, *running]))
+        self.units = list(dict.fromkeys([*self.units, *active]))
+        # Before anything is stopped: a run that is cut off must be able to start it again.
+        found = {"units": self.units, "containers": self.containers, "notes": self.notes}
+        replace(self.path, json.dumps(found).encode(), 0, 0, 0o600)
+        if DOCKER in active:
+            if self.containers:
+                demand(["docker", "stop", *self.containers])
+            # It would start the engine again with the next client.
+            run(["systemctl", "stop", "docker.socket"])
+        if active:
+            demand(["systemctl", "stop", *active])
+
+    def end(self) -> list[str]:
+        """Start what was stopped; return what runs again."""
+        if self.units:
+            demand(["systemctl", "start", *self.units])
+        # One that was removed meanwhile is no loss of ours.
+        gone = [each for each in self.containers if run(["docker", "start", each]).returncode != 0]
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+        return [each for each in self.stopped if each not in gone]

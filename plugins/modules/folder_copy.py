@@ -1,0 +1,234 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: folder_copy
+short_description: Copy what folders hold to where they will be mounted from
+version_added: 0.1.0
+description:
+  - Before something is mounted over a folder, copies what it holds, with owners, times, hard links,
+    access lists and extended attributes, and compares both by checksum. What uses the folder is
+    stopped before, containers too, and is started again by O(state=resumed).
+  - The old content is left as it is, beneath the mount. So nothing is lost whatever happens, and it
+    goes on taking room until you remove it.
+  - A folder that is empty, missing, or mounted already is passed over. One that holds something is
+    refused unless it may be copied, and so is one where something else is mounted.
+  - M(ansible.posix.synchronize) copies between machines. Take this one where services are to be
+    stopped for it and the copy is to be proven.
+author:
+  - The nas.assistant contributors
+options:
+  folders:
+    description: Folders that something will be mounted over.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: The folder.
+        type: path
+        required: true
+      to:
+        description: The folder that will be mounted there, such as a subvolume. It must be empty,
+          or what an earlier run began.
+        type: path
+        required: true
+      allowed:
+        description: Whether it may be copied.
+        type: bool
+        default: false
+      users:
+        description: Units of systemd that use the folder.
+        type: list
+        elements: str
+        default: []
+      root:
+        description: What will be mounted there, as the kernel names it within its filesystem, such
+          as C(/docker). Another mount that is there already is refused.
+        type: str
+        default: /
+  remedy:
+    description: What the owner can do where a folder is refused; it ends the message.
+    type: str
+    default: Empty it, or allow that it is copied.
+  state:
+    description: V(copied) stops and copies; V(resumed) starts what was stopped for it, after a run
+      that was cut off too.
+    type: str
+    choices: [copied, resumed]
+    default: copied
+attributes:
+  check_mode:
+    description: Says what would be copied, and refuses what would be refused.
+    support: full
+  diff_mode:
+    description: Shows the folders.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Copy Docker's data into its subvolume
+  nas.assistant.folder_copy:
+    folders:
+      - path: /var/lib/docker
+        to: /srv/tank/docker
+        allowed: true
+        users: [docker.service]
+
+# Mount it here.
+
+- name: Let Docker go on
+  nas.assistant.folder_copy:
+    state: resumed
+"""
+
+RETURN = r"""
+copied:
+  description: The folders that were copied.
+  type: list
+  elements: str
+  returned: success
+resumed:
+  description: Units and containers that were started again.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import os
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.nas.assistant.plugins.module_utils import _btrfs as btrfs
+from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
+    Standstill,
+    StandstillError,
+    demand,
+)
+
+SHOWN = 5  # entries that a message names
+# Everything as it is, within one filesystem; numbers, since names may differ in a chroot. What
+# Btrfs keeps in attributes, such as compression, is the new place's own.
+RSYNC = (
+    *("rsync", "-aHAXS", "--numeric-ids", "--one-file-system", "--delete"),
+    "--filter=-x btrfs.*",
+)
+
+
+class CopyError(Exception):
+    """A folder cannot be copied; why, and what to do."""
+
+
+def to_copy(folders: list[dict[str, Any]], begun: list[str], remedy: str) -> list[dict[str, Any]]:
+    """Return the folders that hold something.
+
+    :param begun: where an earlier run began a copy.
+
+    :raises CopyError: one of them may not be copied; names all of them.
+    """
+    mounted = [folder for folder in folders if os.path.ismount(folder["path"])]
+    found = [each for each in folders if each not in mounted and _held(each["path"])]
+    roots = {mount.point: mount.root for mount in btrfs.mounts()}
+    refused = [
+        f"something else is mounted at {folder['path']}. Unmount it, also in /etc/fstab, or take "
+        "another path"
+        for folder in mounted
+        if roots.get(os.path.realpath(folder["path"])) != folder["root"]
+    ]
+    refused += [
+        f"{folder['path']} holds {_named(_held(folder['path']))}, which {folder['to']} would hide"
+        for folder in found
+        if not folder["allowed"]
+    ]
+    refused += [
+        f"{folder['path']} and {folder['to']} both hold something ({_named(_held(folder['to']))} "
+        "there). Empty the one that you do not want"
+        for folder in found
+        if _held(folder["to"]) and folder["to"] not in begun
+    ]
+    if refused:
+        raise CopyError(f"{'; '.join(refused)}. {remedy}".strip())
+    return found
+
+
+def copy(path: str, to: str) -> None:
+    """Make ``to`` equal to ``path``, and prove it.
+
+    :raises CopyError: they differ all the same: something went on writing.
+    """
+    if not os.path.isdir(to):
+        raise CopyError(f"{to} is not there")
+    demand([*RSYNC, f"{path}/", f"{to}/"])
+    proof = ("--dry-run", "--checksum", "--out-format=%n")
+    differing = demand([*RSYNC, *proof, f"{path}/", f"{to}/"])
+    # Folders whose time alone differs are named with a slash at their end.
+    names = [name for name in differing.splitlines() if not name.endswith("/")]
+    if names:
+        raise CopyError(
+            f"{path} and its copy {to} differ in {_named(names)}: something writes there still. "
+            "Stop it (users names the units), and run again"
+        )
+
+
+def _held(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise CopyError(f"{path} is no folder, and something is to be mounted there") from None
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "folders": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "to": {"type": "path", "required": True},
+                    "allowed": {"type": "bool", "default": False},
+                    "users": {"type": "list", "elements": "str", "default": []},
+                    "root": {"type": "str", "default": "/"},
+                },
+            },
+            "remedy": {"type": "str", "default": "Empty it, or allow that it is copied."},
+            "state": {"type": "str", "choices": ["copied", "resumed"], "default": "copied"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        standstill = Standstill("copy")
+        if module.params["state"] == "resumed":
+            stopped = standstill.stopped
+            resumed = stopped if module.check_mode else standstill.end()
+            module.exit_json(changed=bool(stopped), copied=[], resumed=resumed)
+        folders, remedy = module.params["folders"], module.params["remedy"]
+        found = to_copy(folders, standstill.notes, remedy)
+        if found and not module.check_mode:
+            users = [unit for folder in found for unit in folder["users"]]
+            standstill.begin(dict.fromkeys(users), [folder["to"] for folder in found])
+            for folder in found:
+                copy(folder["path"], folder["to"])
+        paths = [folder["path"] for folder in found]
+        shown = "".join(f"{folder['path']}: copied to {folder['to']}\n" for folder in found)
+        diff = {"before": "", "after": shown}
+        module.exit_json(changed=bool(found), copied=paths, resumed=[], diff=diff)
+    except (CopyError, StandstillError, btrfs.BtrfsError, OSError, ValueError) as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()
