@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""Whether a disk or a partition is blank, so that a filesystem may be made on it."""
+"""Whether a disk or a partition is there, and is blank, so that a filesystem may be made on it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ import os
 import stat
 
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+
+
+def is_there(path: str) -> bool:
+    """Whether a path leads to something with room; a disk that failed may leave a name without."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        # Nobody behind it. What cannot be opened for another reason is there, and in use.
+        return error.errno not in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM)
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END) > 0
+    finally:
+        os.close(descriptor)
 
 
 def holds(path: str) -> str:

@@ -112,6 +112,10 @@ busy:
   description: Long work that goes on, such as V(device replace) or V(balance); else empty.
   type: str
   returned: success
+mounted:
+  description: Whether the filesystem was mounted before and still is.
+  type: bool
+  returned: success
 missing:
   description: How many devices are missing and not replaced. Until they are, one more that fails
     may take the data with it.
@@ -192,7 +196,7 @@ class Pool:
             label=params["label"],
             uuid=params["uuid"],
             devices=tuple(real),
-            gone=frozenset(path for path in real if not os.path.exists(path)),
+            gone=frozenset(path for path in real if not block.is_there(path)),
             names=real,
             profiles={"data": params["data"], "metadata": params["metadata"]},
             format=params["format"],
@@ -201,6 +205,7 @@ class Pool:
         self.check_mode = check_mode
         self.deadline = time.monotonic() + params["wait"]
         self.done: list[str] = []
+        self.mounted = False
 
     def run(self) -> dict[str, Any]:
         """Look, plan, and do; return the module's result."""
@@ -213,7 +218,8 @@ class Pool:
             return self.result(made.uuid if made else "", "", 0)
         steps = pool_plan.plan(self.wish, filesystem, {})
         idle = not steps.changes and bool(steps.missing)
-        if (idle or self.check_mode) and not btrfs.mounts_of(filesystem, btrfs.mounts()):
+        self.mounted = bool(btrfs.mounts_of(filesystem, btrfs.mounts()))
+        if (idle or self.check_mode) and not self.mounted:
             # Nothing is mounted for a look alone, least of all without a device.
             self.check_blank(steps)
             self.step(steps, "")  # names them only: there are none outside of check mode
@@ -330,6 +336,7 @@ class Pool:
             "done": self.done,
             "busy": busy,
             "missing": missing,
+            "mounted": self.mounted,
             "diff": {"before": "", "after": "".join(f"{step}\n" for step in self.done)},
         }
 
