@@ -70,6 +70,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"proxy_read_timeout": 0}, ["proxy_read_timeout=0"]),
     ({"assistant_resources": {"memory": "1g", "cpus": 99}}, ["cpus at most the"]),
     ({"docker_daemon": {"no-such-key": 1}}, ["no-such-key", "was put back"]),
+    ({"docker_daemon": {"data-root": "/srv/docker"}}, ["data-root=/srv/docker", "storage_pools"]),
     ({"proxy_https_port": 2222}, ["sshd listens on port 2222", "Nothing of the proxy was changed"]),
     ({"assistant_engine": {"slots": 0}}, ["slots"]),
     ({"assistant_api_keys": {"owner": "short"}}, ["32 characters"]),
