@@ -30,6 +30,10 @@ VOLUME_KEYS = {
     *("snapshots", "migrate", "needed_by"),
 }
 SNAPSHOT_KEYS = {"every", "keep"}
+KEEP_COUNTS = {"last", "hourly", "daily", "weekly", "monthly", "yearly", "minimum"}
+DURATION = re.compile(r"\d+[smhdw]?")
+QUOTA = re.compile(r"none|[1-9]\d*[KMGT]?(iB)?")
+MODE = re.compile(r"0?[0-7]{3,4}")
 # What both providers and a shell can stand.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 VOLUME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}(/[A-Za-z0-9][A-Za-z0-9._-]{0,62})*")
@@ -44,10 +48,14 @@ COMPRESSION = {
     "zfs": (re.compile(r"none|lz4|zstd(-([1-9]|1[0-9]))?|gzip(-[1-9])?"),) * 2,
 }
 # An event of systemd's timers, or how often in a word.
-CALENDAR = re.compile(r"[A-Za-z0-9 *:,./~-]+")
+CALENDAR = re.compile(
+    r"(minute|hour|dai|week|month|quarter|semiannual|year|annual)ly"
+    r"|(?=.*[0-9*])[A-Za-z0-9 *:,./~-]+"
+)
 UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+[.](service|socket|target|mount)")
 # What runs on these must not begin before they are mounted: it would write beneath them.
 OF_DOCKER = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/nas-assistant")
+OF_CONTAINERD = ("/var/lib/containerd",)
 # Never mounted over: the system would be hidden, or lost sight of.
 SYSTEM = {"/", "/home", "/root", "/tmp", "/var", "/var/lib", "/var/log", "/var/tmp"}  # noqa: S108
 SYSTEM_FOLDERS = (
@@ -56,8 +64,10 @@ SYSTEM_FOLDERS = (
 )
 
 
-def storage_pools(given: Iterable[Mapping[str, Any]]) -> list[Pool]:
+def storage_pools(given: Iterable[Mapping[str, Any]], data_root: str = "") -> list[Pool]:
     """Return the pools with all that they leave out.
+
+    :param data_root: where Docker keeps its data, if not in its usual place.
 
     Each has ``name``, ``provider``, ``devices``, ``uuid``, ``format``, ``remove``, ``profile``
     (``data``, ``metadata``), ``mount``, ``options``, ``compression`` (an empty text: as it is),
@@ -67,14 +77,29 @@ def storage_pools(given: Iterable[Mapping[str, Any]]) -> list[Pool]:
 
     :raises AnsibleFilterError: an entry cannot be understood, or cannot work; names it and why.
     """
-    found = [_pool(entry) for entry in entries(VARIABLE, given)]
+    of_docker = (*OF_DOCKER, data_root) if data_root else OF_DOCKER
+    found = [_pool(entry, of_docker) for entry in entries(VARIABLE, given)]
     names = [pool["name"] for pool in found]
     _once("pool", names)
     points = [pool["mount"] for pool in found]
     points += [volume["path"] for pool in found for volume in pool["volumes"] if volume["path"]]
     _once("mount point", points)
     _once("device", [device for pool in found for device in pool["devices"]])
+    for pool in found:
+        for volume in pool["volumes"]:
+            _check_place(volume, pool["name"], [other["mount"] for other in found])
     return found
+
+
+def _check_place(volume: Volume, pool: str, mounts: list[str]) -> None:
+    """Refuse to mount a volume where it would hide a pool, or in one, where it is anyway."""
+    path = volume["path"]
+    for mount in mounts:
+        if path and (_within(mount, (path,)) or _within(path, (mount,))):
+            raise AnsibleFilterError(
+                f"{VARIABLE}: {pool}: volume {volume['name']}: path={path}: the pool mounted at "
+                f"{mount} would be hidden, or lies around it. Leave path out, or take another place"
+            )
 
 
 def storage_unit(path: str, suffix: str = "mount") -> str:
@@ -131,7 +156,7 @@ def _once(what: str, given: list[str]) -> None:
             raise AnsibleFilterError(f"{VARIABLE}: the {what} {item} is given twice")
 
 
-def _pool(entry: Mapping[str, Any]) -> Pool:
+def _pool(entry: Mapping[str, Any], of_docker: tuple[str, ...]) -> Pool:
     where = named(VARIABLE, entry)
     has_keys("a pool", entry, KEYS, where)
     name = str(entry.get("name") or "")
@@ -170,12 +195,13 @@ def _pool(entry: Mapping[str, Any]) -> Pool:
     volumes = entry.get("volumes")
     if volumes is not None and not isinstance(volumes, list | tuple):
         raise AnsibleFilterError(f"{where}: volumes={volumes!r}: give a list of entries")
-    found["volumes"] = [_volume(each, provider, where) for each in volumes or []]
-    _once(f"volume of {name}", [volume["name"] for volume in found["volumes"]])
+    found["volumes"] = [_volume(each, provider, of_docker, where) for each in volumes or []]
+    # Also as what their snapshots are called, where a slash is a full stop.
+    _once(f"volume of {name}", [each["name"].replace("/", ".") for each in found["volumes"]])
     return found
 
 
-def _volume(entry: Any, provider: str, pool: str) -> Volume:
+def _volume(entry: Any, provider: str, of_docker: tuple[str, ...], pool: str) -> Volume:
     has_keys("a volume", entry, VOLUME_KEYS, f"{pool}: {entry!r}")
     name = str(entry.get("name") or "")
     if not VOLUME.fullmatch(name):
@@ -184,7 +210,8 @@ def _volume(entry: Any, provider: str, pool: str) -> Volume:
         )
     where = f"{pool}: volume {name}"
     path = _path(entry["path"], "path", where) if entry.get("path") else ""
-    usual = ["docker.service"] if _within(path, OF_DOCKER) else []
+    usual = ["docker.service"] if _within(path, of_docker) else []
+    usual += ["containerd.service"] if _within(path, OF_CONTAINERD) else []
     needed_by = [str(item) for item in listed(entry.get("needed_by", usual))]
     for unit in needed_by:
         if not UNIT.fullmatch(unit):
@@ -199,10 +226,10 @@ def _volume(entry: Any, provider: str, pool: str) -> Volume:
         "path": path,
         "owner": _text(entry.get("owner")),
         "group": _text(entry.get("group")),
-        "mode": _text(entry.get("mode")),
+        "mode": _like(entry.get("mode"), MODE, "mode", "an octal mode, quoted: '0750'", where),
         "compression": _compression(entry, COMPRESSION[provider][1], where),
         "copy_on_write": copy_on_write,
-        "quota": _text(entry.get("quota")),
+        "quota": _like(entry.get("quota"), QUOTA, "quota", "none, or a size such as 20G", where),
         "snapshots": _snapshots(entry.get("snapshots"), where),
         "migrate": _flag(entry, "migrate", where),
         "needed_by": needed_by,
@@ -213,8 +240,17 @@ def _snapshots(given: Any, where: str) -> dict[str, Any]:
     if not given:
         return {}
     has_keys("snapshots", given, SNAPSHOT_KEYS, where)
-    # The module that makes them knows what a duration and a policy are.
-    return {"every": str(given.get("every", "1h")), "keep": dict(given.get("keep") or {"last": 3})}
+    every = _like(given.get("every", "1h"), DURATION, "snapshots.every", "such as 15m or 1d", where)
+    keep = given.get("keep") or {"last": 3}
+    has_keys("snapshots.keep", keep, {*KEEP_COUNTS, "within"}, where)
+    for key, value in keep.items():
+        if key == "within":
+            _like(value, DURATION, "snapshots.keep.within", "an age such as 2d", where)
+        elif not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise AnsibleFilterError(f"{where}: snapshots.keep.{key}={value!r} is no count")
+    if not any(value for key, value in keep.items() if key != "minimum"):
+        raise AnsibleFilterError(f"{where}: snapshots.keep={dict(keep)} keeps nothing")
+    return {"every": every, "keep": dict(keep)}
 
 
 def _profile(entry: Mapping[str, Any], devices: int, where: str) -> dict[str, str]:
@@ -267,6 +303,12 @@ def _calendar(given: Any, key: str, where: str) -> str:
             "'Sat *-*-1..7 03:00'"
         )
     return given
+
+
+def _like(value: Any, pattern: re.Pattern[str], key: str, example: str, where: str) -> str | None:
+    if value is not None and not pattern.fullmatch(str(value)):
+        raise AnsibleFilterError(f"{where}: {key}={value!r} is not {example}")
+    return _text(value)
 
 
 def _text(value: Any) -> str | None:

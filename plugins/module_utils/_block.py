@@ -11,6 +11,8 @@ import stat
 
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 
+FIRST = 4 << 20  # bytes that must be zeros
+
 
 def is_there(path: str) -> bool:
     """Whether a path leads to something with room; a disk that failed may leave a name without."""
@@ -52,6 +54,10 @@ def holds(path: str) -> str:
     if found:
         kinds = ", ".join(sorted({_named(signature) for signature in found}))
         return f"{path} holds {kinds}"
+    # What is encrypted has no signature, and looks like anything but zeros.
+    with open(path, "rb") as stream:
+        if stream.read(FIRST).strip(b"\0"):
+            return f"{path} holds something that has no signature in its first {FIRST >> 20} MiB"
     return ""
 
 

@@ -164,7 +164,8 @@ def parse_filesystems(listing: str) -> list[Filesystem]:
             found[-1].devices.append(entry)
     for each in found:
         # Of one that is not mounted, those that are missing are left out, with their ids.
-        gaps = counts.get(each.uuid, 0) - len(each.devices)
+        # One that is taking another's place is listed too, with the id 0, and does not count yet.
+        gaps = counts.get(each.uuid, 0) - sum(device.id > 0 for device in each.devices)
         each.devices.extend([Device(0, "", 0, 0)] * gaps)
     return found
 
@@ -238,7 +239,7 @@ def parse_mounts(text: str) -> list[Mount]:
         left, _, right = line.partition(" - ")
         place, kind = left.split(), right.split()
         if kind[:1] == ["btrfs"]:
-            root, point, device = (_unescaped(word) for word in (place[3], place[4], kind[1]))
+            root, point, device = (unescaped(word) for word in (place[3], place[4], kind[1]))
             options = (*place[5].split(","), *kind[2].split(","))
             found.append(Mount(point, root, device, options))
     return found
@@ -280,5 +281,6 @@ def quotas(path: str) -> dict[int, dict[str, int]] | None:
     return parse_quotas(done.stdout)
 
 
-def _unescaped(word: str) -> str:
+def unescaped(word: str) -> str:
+    """Return a path of mountinfo as it is."""
     return _ESCAPED.sub(lambda matched: chr(int(matched[1], 8)), word)

@@ -123,7 +123,8 @@ def plan(wish: Wish, filesystem: Filesystem | None, profiles: Mapping[str, Seque
     convert = {
         kind: profile
         for kind, profile in wish.profiles.items()
-        if profile and list(profiles.get(kind, ())) not in ([profile], [])
+        # Not while a device is missing: a mirror would be given up for what its rest can hold.
+        if profile and not steps.missing and list(profiles.get(kind, ())) not in ([profile], [])
     }
     found = Plan(
         replace=steps.replace,
@@ -157,9 +158,16 @@ def _devices(wish: Wish, present: Mapping[str, Device], missing: Sequence[int]) 
         raise BtrfsError(f"{wish.label}: {wish.named(sorted(wish.gone))} is not there")
     new = [path for path in wish.devices if path not in present and path not in wish.gone]
     extra = [path for path in present if path not in wish.devices]
-    # What is gone first: until then one more failure loses data.
-    replace = [*zip(missing, new, strict=False)]
-    new, lost = new[len(replace) :], tuple(missing[len(replace) :])
+    # Who is gone and named still is waited for. The others first: until they are replaced, one more
+    # failure loses data.
+    awaited, empty = missing[: len(wish.gone)], missing[len(wish.gone) :]
+    replace = [*zip(empty, new, strict=False)]
+    new, lost = new[len(replace) :], (*awaited, *empty[len(replace) :])
+    if len(lost) > len(wish.gone) and not wish.remove:
+        raise BtrfsError(
+            f"{wish.label}: it lacks a device, and devices={wish.named(wish.devices)} names none "
+            "in its place. Name a blank one, or go on naming the one that is gone until you have it"
+        )
     swapped = [(present[old].id, path) for old, path in zip(extra, new, strict=False)]
     new, extra = new[len(swapped) :], extra[len(swapped) :]
     if extra and not wish.remove:

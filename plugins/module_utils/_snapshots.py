@@ -464,8 +464,10 @@ def _sort(volume: _Volume, entries: Iterable[plan.Entry], alive: Collection[str]
     :param alive: UUIDs of the subvolumes that are there.
     """
     source = volume.source.uuid
-    for entry in entries:
-        place = look(volume.path(entry.text))
+    places = {entry: look(volume.path(entry.text)) for entry in entries}
+    # A rollback keeps what the volume was before as one of its snapshots.
+    earlier = {each.uuid for each in places.values() if each and each.marked and each.read_only}
+    for entry, place in places.items():
         if place is None or not place.is_subvolume:
             volume.outcome.foreign.append(entry.text)
         elif entry.draft:
@@ -480,7 +482,7 @@ def _sort(volume: _Volume, entries: Iterable[plan.Entry], alive: Collection[str]
             place.marked
             and place.read_only
             and entry.time is not None
-            and (place.parent_uuid == source or place.parent_uuid not in alive)
+            and (place.parent_uuid in {source, *earlier} or place.parent_uuid not in alive)
         ):
             volume.ours[plan.Snapshot(entry.text, entry.time, place.uuid)] = place
         else:

@@ -59,27 +59,50 @@ class Standstill:
         active = [
             unit for unit in units if run(["systemctl", "is-active", "-q", unit]).returncode == 0
         ]
+        running = []
         if DOCKER in active:
             running = demand(["docker", "ps", "--quiet", "--no-trunc"]).split()
-            self.containers = list(dict.fromkeys([*self.containers, *running]))
+        self.containers = list(dict.fromkeys([*self.containers, *running]))
         self.units = list(dict.fromkeys([*self.units, *active]))
         # Before anything is stopped: a run that is cut off must be able to start it again.
-        found = {"units": self.units, "containers": self.containers, "notes": self.notes}
-        replace(self.path, json.dumps(found).encode(), 0, 0, 0o600)
+        self.save()
         if DOCKER in active:
-            if self.containers:
-                demand(["docker", "stop", *self.containers])
+            if running:
+                demand(["docker", "stop", *running])
             # It would start the engine again with the next client.
             run(["systemctl", "stop", "docker.socket"])
         if active:
             demand(["systemctl", "stop", *active])
 
-    def end(self) -> list[str]:
-        """Start what was stopped; return what runs again."""
+    def save(self) -> None:
+        """Remember what stands still, and the notes; forget the file when there is neither."""
+        if self.units or self.containers or self.notes:
+            found = {"units": self.units, "containers": self.containers, "notes": self.notes}
+            replace(self.path, json.dumps(found).encode(), 0, 0, 0o600)
+        elif os.path.exists(self.path):
+            os.unlink(self.path)
+
+    def end(self, notes: Iterable[str] = ()) -> list[str]:
+        """Start what was stopped; return what runs again.
+
+        :param notes: what the next run must still know.
+        :raises StandstillError: a container that is there does not start; names it.
+        """
         if self.units:
             demand(["systemctl", "start", *self.units])
-        # One that was removed meanwhile is no loss of ours.
-        gone = [each for each in self.containers if run(["docker", "start", each]).returncode != 0]
-        if os.path.exists(self.path):
-            os.unlink(self.path)
-        return [each for each in self.stopped if each not in gone]
+        done, failed = list(self.units), []
+        for container in self.containers:
+            # One that was removed meanwhile is no loss of ours.
+            if run(["docker", "container", "inspect", container]).returncode != 0:
+                continue
+            if run(["docker", "start", container]).returncode == 0:
+                done.append(container)
+            else:
+                failed.append(container[:12])
+        self.units, self.containers, self.notes = [], [], list(notes)
+        self.save()
+        if failed:
+            raise StandstillError(
+                f"containers {', '.join(failed)} ran before and do not start now; see docker logs"
+            )
+        return done

@@ -14,8 +14,8 @@ description:
     it is not there; takes one that is there as it is; adds devices; replaces a failed or a chosen
     one with its data intact; converts profiles; removes devices.
   - No device is written to that anything is on. It must be blank (no signature of a filesystem, a
-    RAID, a volume group or a partition table), in nobody's use, and O(format=true) must be set. To
-    use a disk again, look what is on it and empty it yourself (C(wipefs --all)).
+    RAID, a volume group or a partition table, and zeros in its first 4 MiB), in nobody's use, and
+    O(format=true) must be set. To use a disk again, look what is on it and empty it yourself.
   - Long work (replacing, converting, removing) goes on when O(wait) is over, and the next run
     continues with what comes after it.
   - M(community.general.filesystem) makes a Btrfs on one device. Take this one for several, and for
@@ -232,8 +232,9 @@ class Pool:
         held = [found for path in steps.overwritten if (found := block.holds(path))]
         if held:
             raise btrfs.BtrfsError(
-                f"{self.wish.label}: {'; '.join(held)}. Nothing was changed. If you are sure that "
-                "you want none of it, empty the device yourself (wipefs --all) and run again"
+                f"{self.wish.label}: {'; '.join(held)}. Nothing of it was changed. If you are sure "
+                "that you want none of it, empty the device yourself (wipefs --all DEVICE, then dd "
+                "if=/dev/zero of=DEVICE bs=1M count=4) and run again"
             )
 
     def create(self, steps: pool_plan.Plan) -> None:

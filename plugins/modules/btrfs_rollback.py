@@ -13,7 +13,9 @@ description:
   - Stops what uses the subvolume, keeps its present state as one more snapshot, puts a writable
     copy of the chosen snapshot in its place, mounts that, and starts everything again. The quota
     stays; owner, mode and compression are those of the snapshot.
-  - Nothing is lost - to undo it, roll back to the snapshot that it kept.
+  - Nothing is lost, not even what is written while it works. To undo it, roll back to the snapshot
+    that it kept; retention leaves that one alone until the next rollback of the same subvolume, or
+    until its file in C(/var/lib/nas-assistant/holds) is removed.
   - Only snapshots that M(nas.assistant.btrfs_snapshot) made count.
 author:
   - The nas.assistant contributors
@@ -87,6 +89,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _snapshot_plan as plan,
     _snapshots as snapshots,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._files import replace
 from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
     Standstill,
     StandstillError,
@@ -139,15 +142,19 @@ class Rollback:
         place = snapshots.look(os.path.join(self.folder, text))
         return bool(place and place.is_subvolume and place.read_only and place.marked)
 
-    def finish(self) -> None:
-        """Bring a rollback that was cut off to where this one can begin."""
-        if not os.path.lexists(self.path) and os.path.lexists(self.draft):
+    def finish(self) -> str:
+        """Bring a rollback that was cut off to where this one can begin; return what it kept."""
+        if not os.path.lexists(self.path) and self.is_subvolume(self.draft):
             os.rename(self.draft, self.path)
-        if os.path.lexists(self.draft):
+        if self.is_subvolume(self.draft):
             btrfs.call("btrfs", "subvolume", "delete", self.draft)
-        if os.path.lexists(self.old):
-            # Its state was kept as a snapshot before it was moved here.
-            btrfs.call("btrfs", "subvolume", "delete", self.old)
+        return self.keep() if self.is_subvolume(self.old) else ""
+
+    @staticmethod
+    def is_subvolume(path: str) -> bool:
+        """Whether there is a subvolume, and no link to one."""
+        place = snapshots.look(path)
+        return bool(place and place.is_subvolume)
 
     def check(self) -> None:
         """Refuse what would lose something.
@@ -165,16 +172,27 @@ class Rollback:
             )
 
     def keep(self) -> str:
-        """Keep the present state as a snapshot; return its name."""
-        wish = plan.Wish(self.path, self.folder, self.name, None, 0, ())
-        (outcome,) = snapshots.carry_out([wish], "present", HOLDS)
-        if outcome.problems:
-            raise btrfs.BtrfsError("; ".join(outcome.problems))
-        # The same second already has one.
-        return str(outcome.made[0] if outcome.made else outcome.after[-1])
+        """Make what was moved aside a snapshot as all others; return its name."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        text, number = "", snapshots.now()
+        while not text or os.path.lexists(os.path.join(self.folder, text)):
+            text, number = plan.snapshot_text(self.name, number), number + 1
+        place = snapshots.look(self.old)
+        if not place:
+            raise btrfs.BtrfsError(f"{self.old} is gone")
+        os.setxattr(self.old, snapshots.ATTRIBUTE, place.uuid.encode())
+        # Held before it is there, since retention may look at any time.
+        hold = os.path.join(HOLDS, f"rollback-{self.name}")
+        replace(hold, f"{place.uuid}\n".encode(), 0, 0, 0o600)
+        final = os.path.join(self.folder, text)
+        # In this order: the kernel moves no subvolume that is read-only.
+        os.rename(self.old, final)
+        btrfs.call("btrfs", "property", "set", "-ts", final, "ro", "true")
+        btrfs.call("btrfs", "filesystem", "sync", final)
+        return text
 
     def swap(self, text: str) -> None:
-        """Put a writable copy of a snapshot in the place of the subvolume."""
+        """Put a writable copy of a snapshot in the place of the subvolume, which is moved aside."""
         quotas = btrfs.quotas(self.path) or {}
         before = snapshots.look(self.path)
         limit = quotas.get(before.id if before else 0, {}).get("max_referenced", 0)
@@ -183,18 +201,17 @@ class Rollback:
             btrfs.call("btrfs", "qgroup", "limit", str(limit), self.draft)
         os.rename(self.path, self.old)
         os.rename(self.draft, self.path)
-        btrfs.call("btrfs", "subvolume", "delete", self.old)
 
     def run(self, text: str) -> tuple[str, list[str]]:
         """Roll back; return what was kept, and what runs again."""
         standstill = Standstill("rollback")
         try:
             standstill.begin(self.users)
-            self.finish()
-            kept = self.keep()
             if self.unit:
                 demand(["systemctl", "stop", self.unit])
+            self.finish()
             self.swap(text)
+            kept = self.keep()
         finally:
             # Whatever happened: what is there is better than nothing.
             if self.unit:

@@ -21,6 +21,10 @@ options:
     description: Where the top level of the filesystem is mounted.
     type: path
     required: true
+  filesystem:
+    description: UUID of the filesystem that must be the one at O(pool). Any unless given.
+    type: str
+    default: ""
   subvolumes:
     description: What there should be.
     type: list
@@ -99,7 +103,10 @@ import stat
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.nas.assistant.plugins.module_utils import _btrfs as btrfs
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _btrfs as btrfs,
+    _snapshots as snapshots,
+)
 
 COMPRESSIONS = ("", "zstd", "lzo", "zlib", "none")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -189,8 +196,11 @@ def is_subvolume(place: str) -> bool:
 class Subvolumes:
     """One run over the subvolumes of one filesystem."""
 
-    def __init__(self, pool: str, entries: list[dict[str, Any]], check_mode: bool) -> None:
+    def __init__(
+        self, pool: str, filesystem: str, entries: list[dict[str, Any]], check_mode: bool
+    ) -> None:
         self.pool = pool
+        self.filesystem = filesystem
         self.check_mode = check_mode
         self.wishes = {entry["path"]: wanted(entry) for entry in entries}
         if len(self.wishes) < len(entries):
@@ -206,6 +216,12 @@ class Subvolumes:
             for mount in btrfs.mounts()
         ):
             raise btrfs.BtrfsError(f"pool={self.pool}: no top level of a Btrfs is mounted there")
+        place = snapshots.look(self.pool)
+        if self.filesystem and (not place or place.filesystem != self.filesystem):
+            raise btrfs.BtrfsError(
+                f"pool={self.pool}: another filesystem than {self.filesystem} is mounted there. "
+                "Unmount it first"
+            )
         for path in self.wishes:
             self.check(path)
         quotas = btrfs.quotas(self.pool)
@@ -229,6 +245,13 @@ class Subvolumes:
             place = os.path.join(place, part)
             if os.path.islink(place) or (os.path.lexists(place) and not os.path.isdir(place)):
                 raise btrfs.BtrfsError(f"{place} is no folder, and a subvolume should be there")
+        above, last = os.path.split(place)
+        for rest in (f".{last}.before", f".{last}.rollback"):
+            if os.path.lexists(os.path.join(above, rest)):
+                raise btrfs.BtrfsError(
+                    f"{os.path.join(above, rest)} is left of a rollback that was cut off: run that "
+                    "rollback again, which finishes it"
+                )
         if os.path.lexists(place) and not is_subvolume(place):
             raise btrfs.BtrfsError(
                 f"{place} is a plain folder, and should be a subvolume. Move it aside, run this "
@@ -308,6 +331,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "pool": {"type": "path", "required": True},
+            "filesystem": {"type": "str", "default": ""},
             "subvolumes": {
                 "type": "list",
                 "elements": "dict",
@@ -326,8 +350,9 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
+        pool, filesystem = module.params["pool"], module.params["filesystem"]
         wishes = module.params["subvolumes"]
-        module.exit_json(**Subvolumes(module.params["pool"], wishes, module.check_mode).run())
+        module.exit_json(**Subvolumes(pool, filesystem, wishes, module.check_mode).run())
     except (btrfs.BtrfsError, OSError, ValueError) as error:
         module.fail_json(msg=str(error))
 

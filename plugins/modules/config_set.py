@@ -502,6 +502,13 @@ class ConfigSet:
 
     def undo(self, changes: list[tuple[Wanted, Found]]) -> None:
         """Put the files back, and have everything read them that may have read the new ones."""
+        # What was off before is off again, as long as systemd knows how to stop it.
+        begun = [
+            unit["name"] for unit in self.params["units"] if f"start {unit['name']}" in self.done
+        ]
+        for unit in reversed(begun):
+            enabled = f"enable {unit}" in self.done
+            run_command(["systemctl", *(["disable", "--now"] if enabled else ["stop"]), unit])
         for wanted, found in reversed(changes):
             put_back(wanted, found)
         if any(wanted.path.startswith(SYSTEMD) for wanted, _ in changes):
@@ -513,7 +520,7 @@ class ConfigSet:
             run_command(["systemctl", "enable", "--now", unit])
         read = {unit["name"]: unit["action"] for unit in self.params["units"]}
         for unit, action in read.items():
-            if any(step.endswith(f" {unit}") for step in self.done):
+            if unit not in begun and any(step.endswith(f" {unit}") for step in self.done):
                 run_command(["systemctl", action, unit])
 
     def check_drafts(self, changes: list[tuple[Wanted, Found]]) -> None:
@@ -546,8 +553,9 @@ class ConfigSet:
         actions = {unit["name"]: unit["action"] for unit in self.params["units"]}
         written = frozenset(wanted.path for wanted, _ in changes)
         for unit, verbs in unit_verbs(self.params["units"], self.paths(), written).items():
-            carry_out(unit, verbs, stamp_of(unit, actions[unit]))
+            # Before, so that what fails on the way is undone too.
             self.done += [f"{verb} {unit}" for verb in verbs]
+            carry_out(unit, verbs, stamp_of(unit, actions[unit]))
         if detached:
             self.apply_later()
             return

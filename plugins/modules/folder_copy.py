@@ -46,6 +46,16 @@ options:
         type: list
         elements: str
         default: []
+      filesystem:
+        description: UUID of the Btrfs that will be mounted there, where it is known. Another one
+          that is there already is refused.
+        type: str
+        default: ""
+      fresh:
+        description: Whether nothing was ever mounted there by the caller. Only then is a copy that
+          an earlier run began gone on with; later, O(folders[].to) is the one that counts.
+        type: bool
+        default: true
       root:
         description: What will be mounted there, as the kernel names it within its filesystem, such
           as C(/docker). Another mount that is there already is refused.
@@ -57,7 +67,7 @@ options:
     default: Empty it, or allow that it is copied.
   state:
     description: V(copied) stops and copies; V(resumed) starts what was stopped for it, after a run
-      that was cut off too.
+      that was cut off too. A copy of O(folders) that is not mounted yet may be gone on with.
     type: str
     choices: [copied, resumed]
     default: copied
@@ -99,11 +109,16 @@ resumed:
   returned: success
 """
 
+import contextlib
+import glob
 import os
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.nas.assistant.plugins.module_utils import _btrfs as btrfs
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _btrfs as btrfs,
+    _snapshots as snapshots,
+)
 from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
     Standstill,
     StandstillError,
@@ -130,14 +145,25 @@ def to_copy(folders: list[dict[str, Any]], begun: list[str], remedy: str) -> lis
 
     :raises CopyError: one of them may not be copied; names all of them.
     """
-    mounted = [folder for folder in folders if os.path.ismount(folder["path"])]
+    points = mount_points()
+    mounted = [folder for folder in folders if folder["path"] in points]
     found = [each for each in folders if each not in mounted and _held(each["path"])]
-    roots = {mount.point: mount.root for mount in btrfs.mounts()}
     refused = [
+        f"{folder['path']} is a link, or lies below one: give {os.path.realpath(folder['path'])}"
+        for folder in folders
+        if os.path.realpath(folder["path"]) != folder["path"]
+    ]
+    refused += [
         f"something else is mounted at {folder['path']}. Unmount it, also in /etc/fstab, or take "
-        "another path"
+        "another path; of a volume that has a new name, rename the subvolume itself (mv)"
         for folder in mounted
-        if roots.get(os.path.realpath(folder["path"])) != folder["root"]
+        if not is_right(folder)
+    ]
+    refused += [
+        f"{inner} in {folder['path']} is a mount or a subvolume of its own, which would not be "
+        "copied. Unmount or move it first"
+        for folder in found
+        if folder["allowed"] and (inner := first_apart(folder["path"], points))
     ]
     refused += [
         f"{folder['path']} holds {_named(_held(folder['path']))}, which {folder['to']} would hide"
@@ -146,13 +172,57 @@ def to_copy(folders: list[dict[str, Any]], begun: list[str], remedy: str) -> lis
     ]
     refused += [
         f"{folder['path']} and {folder['to']} both hold something ({_named(_held(folder['to']))} "
-        "there). Empty the one that you do not want"
+        "there). Look which one is whole, and move the other one away"
         for folder in found
-        if _held(folder["to"]) and folder["to"] not in begun
+        if _held(folder["to"]) and not (folder["fresh"] and folder["to"] in begun)
     ]
     if refused:
         raise CopyError(f"{'; '.join(refused)}. {remedy}".strip())
     return found
+
+
+def mount_points() -> set[str]:
+    """Return where anything is mounted. A subvolume that is not looks like a mount to Python."""
+    with open(btrfs.MOUNTS, encoding="utf-8", errors="surrogateescape") as stream:
+        return {btrfs.unescaped(line.split()[4]) for line in stream}
+
+
+def is_right(folder: dict[str, Any]) -> bool:
+    """Whether what is mounted at a folder is what should be."""
+    mounts = [mount for mount in btrfs.mounts() if mount.point == folder["path"]]
+    place = snapshots.look(folder["path"]) if mounts else None
+    return bool(
+        place
+        and mounts[-1].root == folder["root"]
+        and folder["filesystem"] in ("", place.filesystem)
+    )
+
+
+def first_apart(path: str, points: set[str]) -> str:
+    """Return a folder below a path that is on another filesystem, or an empty text."""
+    for point in sorted(points):
+        if point.startswith(f"{path}/"):
+            return point
+    device = os.lstat(path).st_dev
+    for folder, names, _ in os.walk(path):
+        for name in names:
+            inner = os.path.join(folder, name)
+            if os.lstat(inner).st_dev != device:
+                return inner
+    return ""
+
+
+def users_of(path: str) -> list[str]:
+    """Return the processes that have a file or a folder below a path open, by name and id."""
+    found = set()
+    for process in glob.glob("/proc/[0-9]*"):
+        for link in [*glob.glob(f"{process}/fd/*"), f"{process}/cwd", f"{process}/root"]:
+            with contextlib.suppress(OSError):
+                target = os.readlink(link)
+                if target == path or target.startswith(f"{path}/"):
+                    with open(f"{process}/comm", encoding="utf-8", errors="replace") as stream:
+                        found.add(f"{stream.read().strip()} ({os.path.basename(process)})")
+    return sorted(found)
 
 
 def copy(path: str, to: str) -> None:
@@ -162,6 +232,12 @@ def copy(path: str, to: str) -> None:
     """
     if not os.path.isdir(to):
         raise CopyError(f"{to} is not there")
+    busy = users_of(path)
+    if busy:
+        raise CopyError(
+            f"{path} is in use by {_named(busy)}. Name their units as its users (needed_by), or "
+            "stop them for the time"
+        )
     demand([*RSYNC, f"{path}/", f"{to}/"])
     proof = ("--dry-run", "--checksum", "--out-format=%n")
     differing = demand([*RSYNC, *proof, f"{path}/", f"{to}/"])
@@ -202,6 +278,8 @@ def main() -> None:
                     "allowed": {"type": "bool", "default": False},
                     "users": {"type": "list", "elements": "str", "default": []},
                     "root": {"type": "str", "default": "/"},
+                    "filesystem": {"type": "str", "default": ""},
+                    "fresh": {"type": "bool", "default": True},
                 },
             },
             "remedy": {"type": "str", "default": "Empty it, or allow that it is copied."},
@@ -213,7 +291,11 @@ def main() -> None:
         standstill = Standstill("copy")
         if module.params["state"] == "resumed":
             stopped = standstill.stopped
-            resumed = stopped if module.check_mode else standstill.end()
+            points = mount_points()
+            # A copy is gone on with until something is mounted where it came from.
+            rest = {each["to"] for each in module.params["folders"] if each["path"] not in points}
+            notes = [note for note in standstill.notes if note in rest]
+            resumed = stopped if module.check_mode else standstill.end(notes)
             module.exit_json(changed=bool(stopped), copied=[], resumed=resumed)
         folders, remedy = module.params["folders"], module.params["remedy"]
         found = to_copy(folders, standstill.notes, remedy)

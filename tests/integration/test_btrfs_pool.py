@@ -92,6 +92,8 @@ def test_a_single_disk_has_its_metadata_twice(call: Call, make_disks: Disks, fol
     [
         ("mkfs.ext4", "-q", "-L", "photos", "{}"),
         ("mkswap", "{}"),
+        # As an encrypted disk looks.
+        ("dd", "if=/dev/urandom", "of={}", "bs=4096", "seek=16", "count=4"),
         ("sh", "-c", f"printf '{TABLE}' | dd of={{}} bs=1 seek=446 conv=notrunc,fsync"),
         ("mkfs.btrfs", "-q", "-L", "other", "{}"),
     ],

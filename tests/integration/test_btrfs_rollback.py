@@ -53,10 +53,11 @@ class Volume:
 @pytest.fixture
 def volume(call: Call, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
     monkeypatch.setattr(_standstill, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(btrfs_rollback, "HOLDS", str(tmp_path / "holds"))
     return Volume(call, pool, monkeypatch)
 
 
-def test_back_and_forth(volume: Volume) -> None:
+def test_back_and_forth(volume: Volume, call: Call, tmp_path: Path) -> None:
     volume.write("one")
     first = volume.snapshot()
     volume.write("two")
@@ -69,6 +70,14 @@ def test_back_and_forth(volume: Volume) -> None:
     assert answer["snapshot"] == first
     # What was there is there still, and so is the way forth.
     assert (volume.folder / answer["kept"] / "file").read_text() == "three"
+    # Retention leaves it alone, however many come after it.
+    for _ in range(3):
+        volume.snapshot()
+    wish = {"path": str(volume.path), "folder": str(volume.folder), "keep": {"last": 1}}
+    holds = str(tmp_path / "holds")
+    (pruned,) = call(btrfs_snapshot.main, state="pruned", holds=holds, volumes=[wish])["volumes"]
+    assert pruned["held"] == [answer["kept"]]
+    assert len(pruned["deleted"]) == 4
     volume.back(answer["kept"])
     assert volume.read() == "three"
     assert sorted(path.name for path in volume.path.parent.iterdir()) == [".snapshots", "documents"]
@@ -123,10 +132,32 @@ def test_one_that_was_cut_off_is_finished(volume: Volume, step: str) -> None:
         os.rename(volume.path, old)
     if step == "swapped":
         os.rename(draft, volume.path)
+    # Until then nothing else touches it.
+    wish = {"pool": str(volume.path.parent), "subvolumes": [{"path": "documents"}]}
+    assert "left of a rollback" in volume.call(btrfs_subvolume.main, **wish)["msg"]
     assert not volume.back(first).get("failed")
     assert volume.read() == "one"
     assert not draft.exists()
     assert not old.exists()
+
+
+def test_what_is_written_meanwhile_is_not_lost(volume: Volume) -> None:
+    volume.write("one")
+    volume.snapshot()
+    with (volume.path / "file").open("a") as stream:  # of somebody who was not stopped
+        answer = volume.back()
+        stream.write(" and late")
+    assert (volume.path / "file").read_text() == "one"
+    assert answer["kept"] in [path.name for path in volume.folder.iterdir()]
+
+
+def test_a_link_in_the_way_is_not_followed(volume: Volume, pool: Path) -> None:
+    volume.write("one")
+    volume.snapshot()
+    sh("btrfs", "subvolume", "create", str(pool / "photos"))
+    (pool / ".documents.before").symlink_to(pool / "photos")
+    volume.back()
+    assert (pool / "photos").is_dir()
 
 
 def test_no_snapshot_at_all(volume: Volume) -> None:

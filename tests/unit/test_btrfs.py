@@ -62,8 +62,14 @@ Label: none  uuid: {A}
 Label: 'tank'  uuid: {POOL}
 \tTotal devices 1 FS bytes used 2
 \tdevid    1 size 300 used 100 path /dev/sdb
+
+Label: 'half replaced'  uuid: {B}
+\tTotal devices 2 FS bytes used 2
+\tdevid    0 size 300 used 100 path /dev/sde
+\tdevid    2 size 300 used 100 path /dev/sdd
 """
-    first, second = parse_filesystems(listing)
+    first, second, third = parse_filesystems(listing)
+    assert [device.missing for device in third.devices] == [False, False, True]
     assert first.label == ""
     assert [device.missing for device in first.devices] == [False, True, True]
     assert (second.label, len(second.devices)) == ("tank", 1)

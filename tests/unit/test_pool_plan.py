@@ -66,6 +66,12 @@ def test_a_new_one() -> None:
             Plan(missing=(2,)),
         ),
         (wish("/dev/a", remove=True), ("/dev/a", "/dev/b"), Plan(remove=("/dev/b",))),
+        # One that is unplugged and named still is waited for; the new one is for more room.
+        (
+            wish("/dev/a", "/dev/b", "/dev/c", gone=frozenset({"/dev/b"})),
+            ("/dev/a", ""),
+            Plan(add=("/dev/c",), missing=(2,)),
+        ),
     ],
 )
 def test_devices(wanted: Wish, there: tuple[str, ...], expected: Plan) -> None:
@@ -79,6 +85,8 @@ def test_profiles_are_converted_where_they_differ() -> None:
     # Written while a device was missing.
     assert steps(wanted, there, data=["raid1", "single"]).convert == {"data": "raid1"}
     assert not steps(wish(), there, data=["single"]).changes
+    gone = wish("/dev/a", "/dev/b", gone=frozenset({"/dev/b"}), profiles={"data": "single"})
+    assert not steps(gone, filesystem("/dev/a", "")).changes
 
 
 @pytest.mark.parametrize(
@@ -94,6 +102,7 @@ def test_profiles_are_converted_where_they_differ() -> None:
         ),
         (wish("/dev/a", profiles={"data": "raid6"}), None, "data='raid6' is none of"),
         (wish("/dev/a"), ("/dev/a", "/dev/b"), "/dev/b belongs to it and is not among"),
+        (wish("/dev/a"), ("/dev/a", ""), "it lacks a device, and devices=/dev/a names none"),
         (wish("/dev/a", "/dev/c", format=False), ("/dev/a", ""), "/dev/c would be overwritten"),
         (wish("/dev/a", "/dev/x", gone=frozenset({"/dev/x"})), ("/dev/a",), "/dev/x is not there"),
         (

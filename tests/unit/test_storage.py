@@ -67,6 +67,8 @@ def test_one_word_or_many() -> None:
     # One that is adopted stays as it is.
     assert one(devices=[], uuid="2f7c")["profile"] == {"data": "", "metadata": ""}
     assert one(scrub="never")["scrub"] == ""
+    assert one(scrub="Sat *-*-1..7 03:00")["scrub"] == "Sat *-*-1..7 03:00"
+    assert one(scrub="weekly")["scrub"] == "weekly"
     assert volume(snapshots={})["snapshots"] == {}
     assert volume(snapshots={"every": "1d"})["snapshots"] == {"every": "1d", "keep": {"last": 3}}
 
@@ -75,6 +77,11 @@ def test_docker_waits_for_what_it_writes_to() -> None:
     assert volume(path="/var/lib/docker")["needed_by"] == ["docker.service"]
     assert volume(path="/var/lib/nas-assistant/models")["needed_by"] == ["docker.service"]
     assert volume(path="/var/lib/dockerless")["needed_by"] == []
+    both = ["docker.service", "containerd.service"]
+    assert volume(path="/var/lib/containerd")["needed_by"] == both
+    given = [{"name": "tank", "devices": DISKS, "volumes": [{"name": "d", "path": "/mnt/docker"}]}]
+    (pool,) = storage_pools(given, "/mnt/docker")
+    assert pool["volumes"][0]["needed_by"] == ["docker.service"]
     assert volume(path="/srv/photos", needed_by="smbd.service")["needed_by"] == ["smbd.service"]
 
 
@@ -129,6 +136,28 @@ def test_units_are_named_as_systemd_names_them(path: str) -> None:
         ({"options": ["subvol=x"]}, "'subvol=x' is no mount option that may be set here"),
         ({"options": ["a,b"]}, "'a,b' is no mount option"),
         ({"compression": "zstd:99"}, "compression='zstd:99' is nothing that may stand here"),
+        ({"scrub": "montly"}, "scrub='montly' is neither never"),
+        (
+            {"volumes": [{"name": "a", "path": "/srv"}]},
+            "the pool mounted at /srv/tank would be hidden",
+        ),
+        ({"volumes": [{"name": "a", "path": "/srv/tank/a"}]}, "or lies around it"),
+        ({"volumes": [{"name": "a/b"}, {"name": "a.b"}]}, "the volume of tank a.b is given twice"),
+        ({"volumes": [{"name": "a", "quota": "500GB"}]}, "quota='500GB' is not none, or a size"),
+        ({"volumes": [{"name": "a", "mode": "rwx"}]}, "mode='rwx' is not an octal mode"),
+        (
+            {"volumes": [{"name": "a", "snapshots": {"every": "1hour"}}]},
+            "every='1hour' is not such",
+        ),
+        (
+            {"volumes": [{"name": "a", "snapshots": {"keep": {"foo": 1}}}]},
+            "keep is a dictionary with",
+        ),
+        (
+            {"volumes": [{"name": "a", "snapshots": {"keep": {"last": "3"}}}]},
+            "last='3' is no count",
+        ),
+        ({"volumes": [{"name": "a", "snapshots": {"keep": {"last": 0}}}]}, "keeps nothing"),
         ({"scrub": "often; rm"}, "scrub='often; rm' is neither never"),
         ({"volumes": {"name": "a"}}, "give a list of entries"),
         ({"volumes": [{"name": "../a"}]}, "volume '../a': a name is of letters"),
