@@ -31,7 +31,7 @@ VOLUME_KEYS = {
 }
 SNAPSHOT_KEYS = {"every", "keep"}
 KEEP_COUNTS = {"last", "hourly", "daily", "weekly", "monthly", "yearly", "minimum"}
-DURATION = re.compile(r"\d+[smhdw]?")
+DURATION = re.compile(r"0|[0-9]{1,9}[smhdw]")
 QUOTA = re.compile(r"none|[1-9]\d*[KMGT]?(iB)?")
 MODE = re.compile(r"0?[0-7]{3,4}")
 # What both providers and a shell can stand.
