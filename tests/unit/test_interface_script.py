@@ -53,6 +53,7 @@ def alone(folder: Path, *steps: str) -> str:
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
             "NAS_NETWORK_NOTES": str(folder / "notes"),
             "NAS_NETWORK_FIRST": str(folder / "first"),
+            "NAS_NETWORK_PATIENCE": "1",
         },
         capture_output=True,
         text=True,

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import socket
 import ssl
@@ -41,6 +40,7 @@ def test_lists_the_model_by_its_variant_name(sdk: openai.OpenAI) -> None:
 
 
 def test_streams_token_by_token(sdk: openai.OpenAI) -> None:
+    began = time.monotonic()
     stream = sdk.chat.completions.create(
         model="default",
         messages=[{"role": "user", "content": "Count from 1 to 30."}],
@@ -49,9 +49,9 @@ def test_streams_token_by_token(sdk: openai.OpenAI) -> None:
     )
     arrivals = [time.monotonic() for chunk in stream if chunk.choices]
     assert len(arrivals) > 10
-    # A proxy that buffers hands everything over at once, at the end.
-    gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
-    assert sum(gap > 0.001 for gap in gaps) > len(gaps) / 2
+    # A proxy that buffers hands everything over at once, at the end. Single gaps say little: a busy
+    # client finds several tokens waiting.
+    assert arrivals[-1] - arrivals[0] > (arrivals[-1] - began) / 4
 
 
 def test_asks_for_a_key(client: httpx.Client) -> None:

@@ -51,6 +51,16 @@ turn_back() {
   [ ! -e "$note.first" ] || mv "$note.first" "$first"
 }
 
+# Whether it has an address; and all that it had.
+has() {
+  ip -o address show dev "$interface" | grep -qF " $1 "
+}
+has_all() {
+  while read -r address; do
+    has "$address" || return 1
+  done < "$note.addresses"
+}
+
 # After that, whatever the manager says of it: what is still missing, and not what was tried.
 put_back() {
   [ -e "$note.addresses" ] || return 0
@@ -58,8 +68,14 @@ put_back() {
     grep -qFx "$tried" "$note.addresses" || ip address del "$tried" dev "$interface" 2> /dev/null || true
   done
   ip link set dev "$interface" up
+  # Managers answer before they have done it, and give an address more than is written down of it.
+  patience=${NAS_NETWORK_PATIENCE:-10}
+  while [ "$patience" -gt 0 ] && ! has_all; do
+    sleep 0.5
+    patience=$((patience - 1))
+  done
   while read -r address; do
-    ip -o address show dev "$interface" | grep -qF " $address " || ip address add "$address" dev "$interface"
+    has "$address" || ip address add "$address" dev "$interface"
   done < "$note.addresses"
   while read -r family gateway; do
     gateways "$family" | grep -qFx "$gateway" || ip "$family" route add default via "$gateway" dev "$interface"
