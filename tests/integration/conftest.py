@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from shell import sh
+from shell import LABEL, sh
 
 from lab import apt, disks, paths
 
@@ -74,7 +74,7 @@ def make_disks(folder: Path) -> Callable[..., list[str]]:
 def pool(folder: Path, make_disks: Callable[..., list[str]]) -> Path:
     """A Btrfs over two disks as RAID1, mounted at its top level."""
     devices = make_disks(2)
-    sh("mkfs.btrfs", "-q", "-L", "tank", "-d", "raid1", "-m", "raid1", *devices)
+    sh("mkfs.btrfs", "-q", "-L", LABEL, "-d", "raid1", "-m", "raid1", *devices)
     point = folder / "tank"
     point.mkdir()
     sh("mount", devices[0], str(point))

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+
+# Of a test's own pool: a lab that runs beside it may have one that is called tank.
+LABEL = f"tank{os.getpid()}"
 
 
 def sh(*argv: str) -> str:

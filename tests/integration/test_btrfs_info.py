@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.modules import btrfs_info
-from shell import sh
+from shell import LABEL, sh
 
 Call = Callable[..., dict[str, Any]]
 
@@ -25,7 +25,7 @@ def test_devices_profiles_and_health(call: Call, pool: Path) -> None:
     (pool / "file").write_bytes(b"x" * (4 << 20))
     sh("sync", "-f", str(pool))
     found = look(call, pool)
-    assert (found["label"], found["quotas"], found["subvolumes"]) == ("tank", False, [])
+    assert (found["label"], found["quotas"], found["subvolumes"]) == (LABEL, False, [])
     assert found["scrub"]["status"] == "never"
     assert found["profiles"]["data"] == ["raid1"]
     assert len(found["devices"]) == 2
@@ -45,7 +45,7 @@ def test_subvolumes_with_their_uuids_and_quotas(call: Call, pool: Path) -> None:
     sh("btrfs", "subvolume", "snapshot", "-r", str(odd), str(pool / "copy"))
     sh("btrfs", "quota", "enable", str(pool))
     sh("btrfs", "qgroup", "limit", "32M", str(odd))
-    found = look(call, "tank")
+    found = look(call, LABEL)
     assert found["quotas"]
     first, copy = found["subvolumes"]
     assert first["path"] == odd.name
@@ -53,7 +53,7 @@ def test_subvolumes_with_their_uuids_and_quotas(call: Call, pool: Path) -> None:
     assert (first["max_referenced"], first["parent_uuid"]) == (32 << 20, "")
     assert copy["read_only"]
     assert copy["parent_uuid"] == first["uuid"]
-    assert look(call, "tank", subvolumes=False)["subvolumes"] == []
+    assert look(call, LABEL, subvolumes=False)["subvolumes"] == []
 
 
 def test_a_path_leads_to_what_is_mounted_there(call: Call, pool: Path, folder: Path) -> None:
@@ -86,4 +86,4 @@ def test_what_is_not_there_is_said(call: Call, pool: Path) -> None:
     answer = call(btrfs_info.main, filesystem="tonk")
     assert answer["failed"]
     assert "filesystem=tonk: there is no such Btrfs filesystem; there are" in answer["msg"]
-    assert "(tank)" in answer["msg"]
+    assert f"({LABEL})" in answer["msg"]

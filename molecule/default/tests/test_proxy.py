@@ -44,6 +44,7 @@ def test_streams_token_by_token(sdk: openai.OpenAI) -> None:
     stream = sdk.chat.completions.create(
         model="default",
         messages=[{"role": "user", "content": "Count from 1 to 30."}],
+        temperature=0,
         max_tokens=60,
         stream=True,
     )
