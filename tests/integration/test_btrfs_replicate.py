@@ -220,12 +220,13 @@ def damage(replica: Path) -> None:
 
 
 def children(pid: int) -> list[tuple[int, str]]:
-    """The processes that a process has started, with their command lines."""
+    """The processes that a process has started and that run, with their command lines."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(words[1]) == pid:
+            # One that has ended is another test's, which left it to itself.
+            if int(words[1]) == pid and words[0] != "Z":
                 line = (entry / "cmdline").read_text().replace("\0", " ")
                 found.append((int(entry.name), line))
     return found
