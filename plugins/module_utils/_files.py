@@ -57,8 +57,8 @@ class Wanted:
         return cls(
             path=path,
             content=value.get("content") if state == "present" else None,
-            uid=_user(str(value.get("owner") or "root"), path),
-            gid=_group(str(value.get("group") or "root"), path),
+            uid=user_id(str(value.get("owner") or "root"), path),
+            gid=group_id(str(value.get("group") or "root"), path),
             mode=int(mode, 8),
             edits=tuple(
                 (str(edit["line"]), str(edit["becomes"])) for edit in value.get("edits") or ()
@@ -206,14 +206,16 @@ def _shown(found: Found) -> str:
     return head + (found.content or b"").decode("utf-8", "replace")
 
 
-def _user(name: str, path: str) -> int:
+def user_id(name: str, path: str) -> int:
+    """Return the number of a user, given by name or number, who is to have ``path``."""
     try:
         return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
     except KeyError:
         raise FilesError(f"{path}: owner={name!r} does not exist on this machine") from None
 
 
-def _group(name: str, path: str) -> int:
+def group_id(name: str, path: str) -> int:
+    """Return the number of a group, as ``user_id``."""
     try:
         return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
     except KeyError:

@@ -11,7 +11,6 @@ that was interrupted lies in ``.incoming-NAME`` and is removed by the next one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -31,6 +30,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _replicate_plan as planning,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._commands import spoken
+from ansible_collections.nas.assistant.plugins.module_utils._lock import held
 from ansible_collections.nas.assistant.plugins.module_utils._replicate_agent import (
     Agent,
     agent_script,
@@ -582,25 +582,14 @@ def _alone(wish: Wish) -> Iterator[None]:
 
     :raises ReplicateError: it took too long.
     """
-    os.makedirs(LOCKS, mode=0o755, exist_ok=True)
-    path = os.path.join(
-        LOCKS, f"replicate-{planning.digest(os.path.realpath(wish.source), wish.goal)}.lock"
-    )
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    deadline = time.monotonic() + LOCK_PATIENCE
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ReplicateError(
-                        f"another run has been sending from {wish.source} to {wish.goal} for "
-                        f"{LOCK_PATIENCE} s. Wait for its end, or see with `fuser {path}` what it "
-                        "does"
-                    ) from None
-                time.sleep(0.2)
+    digest = planning.digest(os.path.realpath(wish.source), wish.goal)
+    path = os.path.join(LOCKS, f"replicate-{digest}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(path, LOCK_PATIENCE))
+        except TimeoutError:
+            raise ReplicateError(
+                f"another run has been sending from {wish.source} to {wish.goal} for "
+                f"{LOCK_PATIENCE} s. Wait for its end, or see with `fuser {path}` what it does"
+            ) from None
         yield
-    finally:
-        os.close(descriptor)

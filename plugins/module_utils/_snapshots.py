@@ -24,6 +24,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _snapshot_plan as plan,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._btrfs import BtrfsError
+from ansible_collections.nas.assistant.plugins.module_utils._lock import held
 
 # Its value is the UUID of the subvolume that carries it: in a copy or a replica it is wrong.
 ATTRIBUTE = "user.nas_assistant.snapshot"
@@ -159,6 +160,12 @@ def look(path: str, follow: bool = False) -> Place | None:
         return _place(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_subvolume(path: str) -> bool:
+    """Whether a path is the topmost folder of a subvolume, and no link to one."""
+    place = look(path)
+    return bool(place and place.is_subvolume)
 
 
 def read_holds(folder: str) -> frozenset[str]:
@@ -340,25 +347,16 @@ def _texts(snapshots: Iterable[plan.Snapshot]) -> list[str]:
 @contextlib.contextmanager
 def _alone(filesystem: str) -> Iterator[None]:
     """Wait until no other run is at this filesystem, and keep others waiting meanwhile."""
-    os.makedirs(LOCKS, mode=0o755, exist_ok=True)
     path = os.path.join(LOCKS, f"snapshots-{filesystem}.lock")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BtrfsError(
-                        f"another run has been at this filesystem for {PATIENCE} s. Try again "
-                        f"later, or see with `fuser -v {path}` what it is"
-                    ) from None
-                time.sleep(0.1)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(path, PATIENCE))
+        except TimeoutError:
+            raise BtrfsError(
+                f"another run has been at this filesystem for {PATIENCE} s. Try again later, or "
+                f"see with `fuser -v {path}` what it is"
+            ) from None
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _place(descriptor: int) -> Place | None:

@@ -144,17 +144,11 @@ class Rollback:
 
     def finish(self) -> str:
         """Bring a rollback that was cut off to where this one can begin; return what it kept."""
-        if not os.path.lexists(self.path) and self.is_subvolume(self.draft):
+        if not os.path.lexists(self.path) and snapshots.is_subvolume(self.draft):
             os.rename(self.draft, self.path)
-        if self.is_subvolume(self.draft):
+        if snapshots.is_subvolume(self.draft):
             btrfs.call("btrfs", "subvolume", "delete", self.draft)
-        return self.keep() if self.is_subvolume(self.old) else ""
-
-    @staticmethod
-    def is_subvolume(path: str) -> bool:
-        """Whether there is a subvolume, and no link to one."""
-        place = snapshots.look(path)
-        return bool(place and place.is_subvolume)
+        return self.keep() if snapshots.is_subvolume(self.old) else ""
 
     def check(self) -> None:
         """Refuse what would lose something.

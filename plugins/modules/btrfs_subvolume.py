@@ -95,9 +95,7 @@ altered:
   returned: success
 """
 
-import grp
 import os
-import pwd
 import re
 import stat
 from typing import Any
@@ -107,11 +105,15 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _btrfs as btrfs,
     _snapshots as snapshots,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._files import (
+    FilesError,
+    group_id,
+    user_id,
+)
 
 COMPRESSIONS = ("", "zstd", "lzo", "zlib", "none")
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 SIZE = re.compile(r"(\d+)([KMGT]?)(?:iB)?")
-SUBVOLUME_INODE = 256  # of the topmost folder of every subvolume
 State = dict[str, Any]
 
 
@@ -140,7 +142,7 @@ def wanted(entry: dict[str, Any]) -> State:
     if not path or path.startswith("/") or {"", ".", ".."} & set(parts) or "\n" in path:
         raise btrfs.BtrfsError(f"path={path!r}: give a path below the pool, such as apps/state")
     found: State = {}
-    for key, lookup in (("owner", _uid), ("group", _gid)):
+    for key, lookup in (("owner", user_id), ("group", group_id)):
         if entry.get(key) is not None:
             found[key] = lookup(entry[key], path)
     if entry.get("mode") is not None:
@@ -182,15 +184,6 @@ def look(place: str, quotas: dict[int, dict[str, int]], number: int) -> State:
         "copy_on_write": "C" not in flags,
         "quota": quotas.get(number, {}).get("max_referenced", 0),
     }
-
-
-def is_subvolume(place: str) -> bool:
-    """Whether a path is the topmost folder of a subvolume."""
-    try:
-        status = os.stat(place, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_ino == SUBVOLUME_INODE
 
 
 class Subvolumes:
@@ -252,7 +245,7 @@ class Subvolumes:
                     f"{os.path.join(above, rest)} is left of a rollback that was cut off: run that "
                     "rollback again, which finishes it"
                 )
-        if os.path.lexists(place) and not is_subvolume(place):
+        if os.path.lexists(place) and not snapshots.is_subvolume(place):
             raise btrfs.BtrfsError(
                 f"{place} is a plain folder, and should be a subvolume. Move it aside, run this "
                 "again, and move its content in"
@@ -312,20 +305,6 @@ def alter(place: str, key: str, value: Any) -> None:
         btrfs.call("btrfs", "qgroup", "limit", str(value or "none"), place)
 
 
-def _uid(name: str, path: str) -> int:
-    try:
-        return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise btrfs.BtrfsError(f"{path}: owner={name!r} does not exist on this machine") from None
-
-
-def _gid(name: str, path: str) -> int:
-    try:
-        return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise btrfs.BtrfsError(f"{path}: group={name!r} does not exist on this machine") from None
-
-
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -353,7 +332,7 @@ def main() -> None:
         pool, filesystem = module.params["pool"], module.params["filesystem"]
         wishes = module.params["subvolumes"]
         module.exit_json(**Subvolumes(pool, filesystem, wishes, module.check_mode).run())
-    except (btrfs.BtrfsError, OSError, ValueError) as error:
+    except (btrfs.BtrfsError, FilesError, OSError, ValueError) as error:
         module.fail_json(msg=str(error))
 
 
