@@ -62,6 +62,7 @@ bench: models ## Measure the service against the bare engine, the demo cold and 
 	@mkdir -p .lab/bench
 	$(BIN)/python tests/bench/bench_demo.py .lab/bench/demo.json
 	$(IN_VENV) python tests/bench/bench_snapshots.py .lab/bench/snapshots.json
+	$(IN_VENV) python tests/bench/bench_backup.py .lab/bench/backup.json
 	$(IN_VENV) python tests/bench/bench_base.py .lab/bench/base.json $(DEVSEC)
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf .lab/bench/service.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/service-gemma.json

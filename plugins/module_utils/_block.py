@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""Whether a disk or a partition is there, and is blank, so that a filesystem may be made on it."""
+"""What is on a disk or a partition, and which disks a filesystem stands on."""
 
 from __future__ import annotations
 
@@ -64,3 +64,42 @@ def holds(path: str) -> str:
 def _named(signature: dict[str, str | None]) -> str:
     label = signature.get("label")
     return f"{signature['type']} ({label})" if label else str(signature["type"])
+
+
+def disks(device: str) -> frozenset[str]:
+    """Return the disks that a block device stands on in the end, such as ``sda``: those below a
+    partition, an encrypted device, a RAID, a volume group. A loop device is a disk of its own."""
+    name = os.path.basename(os.path.realpath(device))
+    found: set[str] = set()
+    left = [os.path.realpath(f"/sys/class/block/{name}")]
+    while left:
+        place = left.pop()
+        below = os.path.join(place, "slaves")
+        under = os.listdir(below) if os.path.isdir(below) else []
+        if os.path.exists(os.path.join(place, "partition")):
+            left.append(os.path.dirname(place))
+        elif under:
+            left += [os.path.realpath(os.path.join(below, each)) for each in under]
+        else:
+            found.add(os.path.basename(place))
+    return frozenset(found)
+
+
+def with_uuid(uuid: str) -> list[str]:
+    """Return the devices whose filesystem has a UUID, as they are now: nothing is remembered."""
+    done = run(["blkid", "-c", "/dev/null", "-t", f"UUID={uuid}", "-o", "device"])
+    return sorted(done.stdout.split())
+
+
+def under(path: str) -> list[str]:
+    """Return the devices of the filesystem that a path lies in; none of one without devices."""
+    columns = ["--noheadings", "--nofsroot", "--output", "SOURCE,FSTYPE"]
+    done = run(["findmnt", *columns, "--target", path])
+    source, kind = (*done.stdout.split(), "", "")[:2]
+    if not source.startswith("/dev/"):
+        return []
+    if kind != "btrfs":
+        return [source]
+    # Asked of the device, since findmnt knows it only from udev.
+    told = run(["blkid", "-c", "/dev/null", "-o", "value", "-s", "UUID", source])
+    return with_uuid(told.stdout.strip())

@@ -167,7 +167,12 @@ def duration(where: str, value: Any) -> int:
 
 def snapshot_text(name: str, time: int) -> str:
     """Return what a snapshot is called; names sort by time."""
-    return f"{name}.{datetime.fromtimestamp(time, UTC).strftime(_STAMP)}"
+    return f"{name}.{stamp(time)}"
+
+
+def stamp(time: int) -> str:
+    """Return a time as names have it."""
+    return datetime.fromtimestamp(time, UTC).strftime(_STAMP)
 
 
 def draft_text(text: str) -> str:

@@ -28,15 +28,26 @@ CONTAINER = "nas-assistant"
 
 
 @pytest.fixture
-def host(address: str) -> Host:
+def host(log_in: Callable[[], Host]) -> Host:
     """The NAS over SSH, by the door that is open now, as root."""
-    door = ssh.door(LAB, address)
-    assert door, f"{address} lets nobody in"
-    config = LAB / "ssh_config"
-    options = ssh.options(LAB)[1::2]
-    config.write_text("".join(f"{option.replace('=', ' ', 1)}\n" for option in options))
-    settings = f"ssh_config={config}&ssh_identity_file={LAB / ssh.KEY}&sudo={door.user != 'root'}"
-    return testinfra.get_host(f"ssh://{door.user}@{address}:{door.port}?{settings}")
+    return log_in()
+
+
+@pytest.fixture(scope="session")
+def log_in(address: str) -> Callable[[], Host]:
+    """Return a function that finds the door anew."""
+
+    def find() -> Host:
+        door = ssh.door(LAB, address)
+        assert door, f"{address} lets nobody in"
+        config = LAB / "ssh_config"
+        options = ssh.options(LAB)[1::2]
+        config.write_text("".join(f"{option.replace('=', ' ', 1)}\n" for option in options))
+        root = f"sudo={door.user != 'root'}"
+        settings = f"ssh_config={config}&ssh_identity_file={LAB / ssh.KEY}&{root}"
+        return testinfra.get_host(f"ssh://{door.user}@{address}:{door.port}?{settings}")
+
+    return find
 
 
 @pytest.fixture(scope="session")

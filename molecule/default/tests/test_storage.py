@@ -29,7 +29,7 @@ def pool() -> dict[str, Any]:
     snapshots = {"every": "15m", "keep": {"last": 2}}
     return {
         "name": "tank",
-        "devices": host["disks"],
+        "devices": host["disks"][:2],
         "format": True,
         "volumes": [
             {"name": "models", "path": MODELS, "compression": "none", "migrate": True},

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Copies of a NAS in use, and its end: a blank one in its place gets all of it back.
+
+Runs after test_storage.py, on the pool that it made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from testinfra.host import Host
+
+from lab import apt, disks
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+LAB = ROOT / ".lab/molecule"
+INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
+MODELS = "/var/lib/nas-assistant/models"
+PASSWORD = "of-the-server-alone"
+METRICS = "/var/lib/prometheus/node-exporter"
+# All that must come back, as sha256sum sees it. Nginx's copy of the certificate is among it.
+LISTING = f"""
+set -e
+cd /
+find srv/documents {MODELS[1:]} -type f -exec sha256sum {{}} +
+find srv/documents -printf '%p %y %m %U %G %s %l\\n'
+sha256sum etc/nas-assistant/config.ini etc/nas-assistant/tls/*
+"""
+
+
+FILES = """
+mkdir letters
+echo one > letters/first
+head -c 3000000 /dev/urandom > photo
+chown -R 1000:1000 .
+python3 -c 'import sqlite3
+c = sqlite3.connect("usage.db")
+c.execute("create table t (n)")
+c.commit()'
+"""
+
+
+@pytest.fixture(scope="module")
+def server(address: str) -> Iterator[dict[str, Any]]:
+    """A server elsewhere: it takes new data over HTTPS, and deletes none."""
+    if not shutil.which("rclone"):
+        apt.install(["rclone"], why="the tests of backups copy to a real server")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))
+        own = probe.getsockname()[0]
+    with socket.socket() as probe:
+        probe.bind((own, 0))
+        port = probe.getsockname()[1]
+    folder = LAB / "server"
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    crt, key = folder / "server.pem", folder / "server.key"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *(
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=offsite",
+                "-addext",
+                f"subjectAltName=IP:{own}",
+            ),
+            *("-keyout", str(key), "-out", str(crt)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    process = subprocess.Popen(
+        [
+            *("rclone", "serve", "restic", "--append-only", "--cache-objects=false"),
+            *("--addr", f"{own}:{port}", "--cert", str(crt), "--key", str(key)),
+            *("--user", "nas1", "--pass", PASSWORD, str(folder / "data")),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection((own, port), 1).close()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    yield {
+        "repository": f"rest:https://nas1:{PASSWORD}@{own}:{port}/nas1/",
+        "data": folder / "data/nas1",
+        "ca": crt.read_text(),
+    }
+    process.terminate()
+    process.wait()
+
+
+def lab_disks() -> list[str]:
+    (host,) = json.loads((LAB / "lab.json").read_text())["hosts"]
+    return list(host["disks"])
+
+
+@pytest.fixture
+def wish(server: dict[str, Any]) -> dict[str, Any]:
+    """What the inventory would say."""
+    return wanted(server)
+
+
+def wanted(server: dict[str, Any]) -> dict[str, Any]:
+    first, second, third = lab_disks()
+    return {
+        "storage_pools": [
+            {
+                "name": "tank",
+                "devices": [first, second],
+                "format": True,
+                "volumes": [
+                    {"name": "models", "path": MODELS, "compression": "none", "migrate": True},
+                    {"name": "documents", "path": "/srv/documents"},
+                ],
+            }
+        ],
+        "backup_sources": [
+            {"volume": "tank/documents"},
+            {"volume": "tank/models"},
+            {"folder": "/etc/nas-assistant", "used_by": ["nginx.service"]},
+        ],
+        "backup_copies": [
+            {
+                "name": "offsite",
+                "repository": server["repository"],
+                "ca": server["ca"],
+                "prune": {"repository": str(server["data"])},
+            },
+            {"name": "usb", "device": {"path": third, "format": True}},
+        ],
+    }
+
+
+def said(run: subprocess.CompletedProcess[str]) -> str:
+    assert run.returncode != 0, run.stdout
+    return " ".join(run.stdout.split())
+
+
+def worked(run: subprocess.CompletedProcess[str]) -> str:
+    assert run.returncode == 0, run.stdout
+    return " ".join(run.stdout.split())
+
+
+def test_refused_before_anything_changes(playbook: Run, wish: dict[str, Any], host: Host) -> None:
+    nothing = {**wish, "backup_sources": []}
+    assert "tank/models, tank/documents" in said(playbook("backup", **nothing))
+    odd = {**wish, "backup_sources": [{"volume": "tank/music"}]}
+    assert "is none of storage_pools" in said(playbook("backup", **odd))
+    assert PASSWORD not in said(playbook("backup", **{**wish, "backup_run": ["cloud"]}))
+    assert not host.file("/usr/local/sbin/nas-backup").exists
+
+
+def test_copies_are_set_up(playbook: Run, wish: dict[str, Any], host: Host) -> None:
+    worked(playbook("storage", **wish))
+    host.check_output(f"mkdir -p {METRICS}; cd /srv/documents; {FILES}")
+    text = worked(playbook("backup", "--check", "--diff", **wish))
+    assert PASSWORD not in text
+    assert not host.file("/usr/local/sbin/nas-backup").exists
+    told = worked(playbook("backup", **wish))
+    assert "without that key nothing can be restored" in told
+    assert PASSWORD not in told
+    text = worked(playbook("backup", **wish))
+    assert "changed=0" in text
+    timers = host.check_output("systemctl list-timers --all --no-legend 'nas-*'")
+    for name in ("nas-backup-offsite", "nas-drill-offsite", "nas-backup-usb", "nas-drill-usb"):
+        assert f"{name}.timer" in timers
+    key = (LAB / "credentials/backup.nas1").read_text()
+    assert host.file("/etc/nas-assistant/backup/key").content_string == key
+    for path in ("backup.json", "backup/key"):
+        assert host.file(f"/etc/nas-assistant/{path}").mode == 0o600
+
+
+def test_copies_are_made_and_drilled_on_the_nas_alone(host: Host) -> None:
+    for name in ("offsite", "usb"):
+        host.check_output(f"systemctl start nas-backup@{name}.service")
+        host.check_output(f"systemctl start nas-drill@{name}.service")
+        metrics = host.check_output(f"cat {METRICS}/nas_backup_{name}.prom")
+        assert f'nas_backup_failed{{copy="{name}",cause=""}} 0' in metrics
+        assert f'nas_backup_drill_failed{{copy="{name}",cause=""}} 0' in metrics
+    assert host.run("findmnt -S LABEL=usb").rc != 0
+    assert host.check_output("ls /srv/tank/.snapshots/.backup") == ""
+
+
+def test_the_key_is_not_lost(playbook: Run, wish: dict[str, Any]) -> None:
+    kept = LAB / "credentials/backup.nas1"
+    key = kept.read_text()
+    kept.unlink()
+    worked(playbook("backup", **wish))
+    assert kept.read_text() == key
+    message = said(playbook("backup", backup_password="another" * 6, **wish))
+    assert "Put the right one back" in message
+    assert "another" * 6 not in message
+
+
+def test_a_letter_comes_back(playbook: Run, wish: dict[str, Any], host: Host) -> None:
+    host.check_output("echo two > /srv/documents/letters/first")
+    what = {"copy": "usb", "sources": ["tank/documents"], "path": "letters/first"}
+    text = worked(playbook("restore", **wish, backup_restore=what))
+    assert "tank/documents: 1 files; what they replaced is in" in text
+    assert host.check_output("cat /srv/documents/letters/first") == "one"
+    assert host.check_output("cat /srv/documents/.before-*/letters/first") == "two"
+    wrong = {**what, "path": "letters/second"}
+    assert "has no 'letters/second'" in said(playbook("restore", **wish, backup_restore=wrong))
+    odd = {"copy": "tape"}
+    assert "there are: offsite, usb" in said(playbook("restore", **wish, backup_restore=odd))
+
+
+def test_a_volume_comes_back(playbook: Run, wish: dict[str, Any], host: Host) -> None:
+    host.check_output("rm -r /srv/documents/letters; echo x > /srv/documents/photo")
+    what = {"copy": "offsite", "sources": ["tank/documents"]}
+    text = worked(playbook("restore", **wish, backup_restore=what))
+    assert "tank/documents: as a whole; what was there before is the snapshot documents." in text
+    assert host.check_output("cat /srv/documents/letters/first") == "one"
+    assert host.check_output("stat -c %s /srv/documents/photo") == "3000000"
+
+
+def test_old_points_are_pruned_from_the_controller(playbook: Run, wish: dict[str, Any]) -> None:
+    if not shutil.which("restic"):
+        apt.install(["restic"], why="the controller prunes")
+    assert "changed=0" in worked(playbook("prune", **wish))
+
+
+def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
+    playbook: Run,
+    wish: dict[str, Any],
+    host: Host,
+    lab_container: str,
+    log_in: Callable[[], Host],
+    server: dict[str, Any],
+    certificate: Path,
+    connect: Callable[[], httpx.Client],
+    wait_ready: Callable[[], float],
+) -> None:
+    worked(playbook("backup", **wish, backup_run=["offsite", "usb"]))
+    before = host.check_output(LISTING)
+    trusted = certificate.read_text()
+    # The house burns down: system, Docker's data and both disks of the pool.
+    subprocess.run(["docker", "rm", "-f", "-v", lab_container], check=True, capture_output=True)
+    for number in (1, 2):
+        file = LAB / f"disks/nas1-disk{number}.img"
+        disks.detach(disks.below(file, disks.attached()))
+        file.unlink()
+    debian = os.environ.get("DEBIAN", "12")
+    began = time.monotonic()
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "lab", "up", "--name", "molecule", "--nas", "1"),
+            *("--disks", "3", "--debian", debian, "--inventory", str(INVENTORY / "lab.yml")),
+        ],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    new = wanted(server)
+    blank = time.monotonic()
+    worked(playbook("site", **new))
+    built = time.monotonic()
+    # It makes no copy, which would be the newest.
+    message = said(playbook("backup", **new, backup_run=["offsite"]))
+    assert "foreign: offsite has 2 restore points of nas1" in message
+    restoring = time.monotonic()
+    text = worked(playbook("restore", **new, backup_restore={"copy": "offsite"}))
+    restored = time.monotonic()
+    assert "tank/models: as a whole" in text
+    host = log_in()
+    assert host.check_output(LISTING) == before
+    # Clients of the old one trust the new one, and their keys work.
+    certificate.write_text(trusted)
+    wait_ready()
+    with connect() as client:
+        answer = client.post(
+            "/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8},
+        )
+    assert answer.status_code == 200
+    # From now on, copies go on; the other one wants to be asked.
+    worked(playbook("backup", **new, backup_run=["offsite"]))
+    assert "foreign: usb" in said(playbook("backup", **new, backup_run=["usb"]))
+    worked(playbook("backup", **new, backup_accept=["usb"], backup_run=["usb"]))
+    size = host.check_output(f"du -sb /srv/documents {MODELS} | cut -f1 | paste -sd+")
+    figures = {
+        "bytes": sum(map(int, size.split("+"))),
+        "blank_nas_seconds": round(blank - began, 1),
+        "site_seconds": round(built - blank, 1),
+        "restore_seconds": round(restored - restoring, 1),
+    }
+    (ROOT / ".lab/recovery.json").write_text(f"{json.dumps(figures)}\n")
+    print(figures)
+
+
+def test_copies_end_and_stay(
+    playbook: Run, wish: dict[str, Any], host: Host, server: dict[str, Any]
+) -> None:
+    worked(playbook("backup", **wish, backup_state="absent"))
+    assert host.check_output("systemctl list-timers --all --no-legend 'nas-backup*'") == ""
+    assert not host.file("/usr/local/sbin/nas-backup").exists
+    assert host.file("/etc/nas-assistant/backup/key").exists
+    assert (server["data"] / "config").exists()
+    assert "changed=0" in worked(playbook("backup", **wish, backup_state="absent"))

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What the entries of backup_sources and backup_copies mean."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
+    entries,
+    has_keys,
+    listed,
+    named,
+)
+
+SOURCES, COPIES = "backup_sources", "backup_copies"
+SOURCE_KEYS = {"volume", "folder", "exclude", "used_by"}
+COPY_KEYS = {
+    *("name", "repository", "device", "schedule", "drill", "keep", "verify", "environment", "ca"),
+    *("ssh", "prune"),
+}
+DEVICE_KEYS = {"uuid", "path", "format"}
+SSH_KEYS = {"host_key", "port"}
+PRUNE_KEYS = {"on", "repository", "environment"}
+KEEP_KEYS = {"last", "hourly", "daily", "weekly", "monthly", "yearly", "minimum", "within"}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+PATH = re.compile(r"(/[A-Za-z0-9._@:+-]+)+")
+BELOW = re.compile(r"[A-Za-z0-9._@:+ -]+(/[A-Za-z0-9._@:+ -]+)*")
+UUID = re.compile(r"[0-9A-Fa-f-]{4,36}")
+UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+[.]service")
+VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+REPOSITORY = re.compile(r"(rest|sftp|s3|b2|swift|azure|gs|rclone):.+|/.+")
+# sftp:USER@HOST:PATH and sftp://USER@HOST:PORT/PATH
+SFTP = re.compile(
+    r"sftp:(//)?(?P<user>[A-Za-z0-9._-]+)@(?P<host>[A-Za-z0-9.-]+)(:(?P<port>\d+))?.*"
+)
+CALENDAR = re.compile(r"(hour|dai|week|month)ly|(?=.*[0-9*])[A-Za-z0-9 *:,./~-]+")
+KEEP = {"last": 3, "within": "30d"}
+
+
+def backup_sources(
+    given: Iterable[Mapping[str, Any]], pools: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return what is to be copied: ``volume``, ``path``, ``folder`` (of snapshots), ``exclude``, as
+    ``_backup_plan.Source`` has them, and ``used_by`` (units).
+
+    :param pools: what ``storage_pools`` returns.
+    :raises AnsibleFilterError: an entry cannot be understood, or cannot work; names it and why.
+    """
+    places = {
+        f"{pool['name']}/{volume['name']}": pool["mount"]
+        for pool in pools
+        for volume in pool["volumes"]
+    }
+    found = [_source(entry, places) for entry in entries(SOURCES, given)]
+    paths = [source["path"] for source in found if not source["volume"]]
+    for path in paths:
+        for other in paths:
+            if path != other and path.startswith(f"{other}/"):
+                raise AnsibleFilterError(f"{SOURCES}: {path} lies in {other}: name one of them")
+    names = [source["volume"] or source["path"] for source in found]
+    _once(SOURCES, names)
+    return found
+
+
+def backup_copies(
+    given: Iterable[Mapping[str, Any]], folder: str = "/etc/nas-assistant/backup"
+) -> list[dict[str, Any]]:
+    """Return the copies with all that they leave out.
+
+    Each has ``name``, ``repository``, ``device`` (``uuid``, ``path``, ``format``; empty: none),
+    ``schedule``, ``drill`` (empty: never), ``keep``, ``verify``, ``environment``, ``ca``,
+    ``host_key``, ``options`` (for restic), ``prune`` (``on``, ``repository``, ``environment``).
+
+    :param folder: where certificates and keys are on the NAS.
+    :raises AnsibleFilterError: as ``backup_sources``.
+    """
+    found = [_copy(entry, folder) for entry in entries(COPIES, given)]
+    _once(COPIES, [copy["name"] for copy in found])
+    return found
+
+
+def backup_told(restored: Mapping[str, Any], put: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what a restore did, as sentences.
+
+    :param restored: what M(nas.assistant.backup_restore) returned.
+    :param put: what M(nas.assistant.btrfs_rollback) returned for each volume.
+    """
+    kept = {str(each.get("snapshot")): str(each.get("kept") or "") for each in put}
+    found = [f"From the restore point {restored['point'][:8]}:"]
+    for each in restored["restored"]:
+        if each["snapshot"]:
+            before = kept.get(each["snapshot"])
+            rest = f"; what was there before is the snapshot {before}" if before else ""
+            found.append(f"{each['name']}: as a whole{rest}")
+        else:
+            rest = f"; what they replaced is in {each['kept']}" if each["kept"] else ""
+            found.append(f"{each['name']}: {each['changed']} files{rest}")
+    return found
+
+
+def _source(entry: Any, places: Mapping[str, str]) -> dict[str, Any]:
+    where = named(SOURCES, entry)
+    has_keys("a source", entry, SOURCE_KEYS, where)
+    volume, path = str(entry.get("volume") or ""), str(entry.get("folder") or "")
+    if bool(volume) == bool(path):
+        raise AnsibleFilterError(f"{where}: give either a volume or a folder")
+    exclude = [str(each) for each in listed(entry.get("exclude"))]
+    for each in exclude:
+        if not BELOW.fullmatch(each) or posixpath.normpath(each) != each or ".." in each.split("/"):
+            raise AnsibleFilterError(
+                f"{where}: exclude: {each!r} is no path from the source on, such as cache/tmp"
+            )
+    used_by = [str(each) for each in listed(entry.get("used_by"))]
+    for each in used_by:
+        if not UNIT.fullmatch(each):
+            raise AnsibleFilterError(f"{where}: used_by: {each!r} is no unit such as nginx.service")
+    common = {"exclude": exclude, "used_by": used_by}
+    if volume:
+        if volume not in places:
+            raise AnsibleFilterError(
+                f"{where}: volume={volume!r} is none of storage_pools, which has "
+                f"{', '.join(places) or 'none'}. Name it as POOL/NAME, or give a folder"
+            )
+        mount, name = places[volume], volume.partition("/")[2]
+        return {
+            "volume": volume,
+            "path": f"{mount}/{name}",
+            "folder": f"{mount}/.snapshots",
+            **common,
+        }
+    if not PATH.fullmatch(path) or posixpath.normpath(path) != path:
+        raise AnsibleFilterError(f"{where}: folder={path!r} is no plain path such as /etc")
+    return {"volume": "", "path": path, "folder": "", **common}
+
+
+def _copy(entry: Any, folder: str) -> dict[str, Any]:
+    where = _where(entry)
+    has_keys("a copy", entry, COPY_KEYS, where)
+    name = str(entry.get("name") or "")
+    if not NAME.fullmatch(name):
+        raise AnsibleFilterError(f"{where}: name is of letters, digits, - and _, such as offsite")
+    where = f"{COPIES}: {name}"
+    repository = str(entry.get("repository") or "")
+    device = _device(entry.get("device"), where)
+    if bool(repository) == bool(device):
+        raise AnsibleFilterError(f"{where}: give either a repository or a device")
+    if repository and not REPOSITORY.fullmatch(repository):
+        raise AnsibleFilterError(
+            f"{where}: repository is none that restic knows, such as "
+            "rest:https://backup.example.com:8000/nas1/, sftp:nas1@backup.example.com:/nas1"
+        )
+    verify = entry.get("verify", 100 if device else 0)
+    if type(verify) is not int or not 0 <= verify <= 100:
+        raise AnsibleFilterError(f"{where}: verify={verify!r} is no percentage from 0 to 100")
+    options, host_key = _ssh(repository, entry.get("ssh"), folder, where)
+    ca = str(entry.get("ca") or "")
+    if ca and "-----BEGIN CERTIFICATE-----" not in ca:
+        raise AnsibleFilterError(
+            f"{where}: ca is a certificate itself, in PEM; a lookup reads a file"
+        )
+    if ca:
+        options += ["--cacert", f"{folder}/{name}.pem"]
+    return {
+        "name": name,
+        "repository": repository,
+        "device": device,
+        "schedule": _calendar(
+            entry.get("schedule", "weekly" if device else "daily"), "schedule", where
+        ),
+        "drill": _calendar(entry.get("drill", "monthly"), "drill", where),
+        "keep": _keep(entry.get("keep"), where),
+        "verify": verify,
+        "environment": _environment(entry.get("environment"), where),
+        "ca": ca,
+        "host_key": host_key,
+        "options": options,
+        "prune": _prune(entry.get("prune"), repository, where),
+    }
+
+
+def _where(entry: Any) -> str:
+    """What a message calls an entry: it may hold a password."""
+    return f"{COPIES}: {entry.get('name')}" if isinstance(entry, Mapping) else named(COPIES, entry)
+
+
+def _device(given: Any, where: str) -> dict[str, Any]:
+    if not given:
+        return {}
+    has_keys("device", given, DEVICE_KEYS, where)
+    uuid, path = str(given.get("uuid") or ""), str(given.get("path") or "")
+    if bool(uuid) == bool(path):
+        raise AnsibleFilterError(
+            f"{where}: device: give the uuid of a filesystem that is there (blkid names it), or "
+            "the path of a blank disk below /dev/disk/by-id with format: true"
+        )
+    if uuid and not UUID.fullmatch(uuid):
+        raise AnsibleFilterError(f"{where}: device: uuid={uuid!r} is none; blkid names it")
+    if path and not (PATH.fullmatch(path) and path.startswith("/dev/")):
+        raise AnsibleFilterError(
+            f"{where}: device: path={path!r} is none such as /dev/disk/by-id/usb-EXAMPLE"
+        )
+    flag = given.get("format", False)
+    if not isinstance(flag, bool):
+        raise AnsibleFilterError(f"{where}: device: format={flag!r} is neither true nor false")
+    return {"uuid": uuid, "path": path, "format": flag}
+
+
+def _ssh(repository: str, given: Any, folder: str, where: str) -> tuple[list[str], str]:
+    """Return restic's options for SFTP, and the line of known_hosts."""
+    matched = SFTP.fullmatch(repository)
+    if not repository.startswith("sftp:"):
+        if given:
+            raise AnsibleFilterError(f"{where}: ssh goes with a repository sftp:…")
+        return [], ""
+    if not matched:
+        raise AnsibleFilterError(f"{where}: repository: name the user: sftp:USER@HOST:/PATH")
+    given = given or {}
+    has_keys("ssh", given, SSH_KEYS, where)
+    host_key = str(given.get("host_key") or "")
+    if not re.fullmatch(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]+", host_key):
+        raise AnsibleFilterError(
+            f"{where}: ssh: host_key={host_key!r} is no key such as 'ssh-ed25519 AAAA…': "
+            f"`ssh-keyscan {matched['host']}` prints it, and the other side's owner confirms it"
+        )
+    # In the old form, what follows the colon is the path.
+    port = str(given.get("port") or (matched["port"] if matched[1] else None) or 22)
+    if not port.isdigit():
+        raise AnsibleFilterError(f"{where}: ssh: port={port!r} is no port")
+    command = (
+        f"ssh -i {folder}/id_ed25519 -o IdentitiesOnly=yes -o BatchMode=yes "
+        f"-o StrictHostKeyChecking=yes -o UserKnownHostsFile={folder}/{where.split(': ')[1]}.hosts "
+        f"-o ConnectTimeout=30 -o ServerAliveInterval=30 -p {port} "
+        f"{matched['user']}@{matched['host']} -s sftp"
+    )
+    known = matched["host"] if port == "22" else f"[{matched['host']}]:{port}"
+    return ["-o", f"sftp.command={command}"], f"{known} {host_key}"
+
+
+def _keep(given: Any, where: str) -> dict[str, Any]:
+    if given is None:
+        return dict(KEEP)
+    has_keys("keep", given, KEEP_KEYS, where)
+    for key, value in given.items():
+        if key == "within":
+            if not re.fullmatch(r"0|[0-9]{1,9}[smhdw]", str(value)):
+                raise AnsibleFilterError(f"{where}: keep.within={value!r} is no age such as 30d")
+        elif type(value) is not int or value < 0:
+            raise AnsibleFilterError(f"{where}: keep.{key}={value!r} is no count")
+    if not any(value for key, value in given.items() if key != "minimum"):
+        raise AnsibleFilterError(f"{where}: keep={dict(given)} keeps nothing")
+    return dict(given)
+
+
+def _prune(given: Any, repository: str, where: str) -> dict[str, Any]:
+    if not given:
+        return {}
+    has_keys("prune", given, PRUNE_KEYS, where)
+    if not repository:
+        raise AnsibleFilterError(f"{where}: prune: the NAS itself prunes a device")
+    return {
+        "on": str(given.get("on") or "localhost"),
+        "repository": str(given.get("repository") or repository),
+        "environment": _environment(given.get("environment"), where),
+    }
+
+
+def _environment(given: Any, where: str) -> dict[str, str]:
+    if given is not None and not isinstance(given, Mapping):
+        raise AnsibleFilterError(f"{where}: environment is a dictionary of restic's variables")
+    for key in given or {}:
+        if not VARIABLE.fullmatch(str(key)):
+            raise AnsibleFilterError(f"{where}: environment: {key} is no variable of restic's")
+    return {str(key): str(value) for key, value in (given or {}).items()}
+
+
+def _calendar(given: Any, key: str, where: str) -> str:
+    if given in (None, False, "", "never"):
+        return ""
+    if not isinstance(given, str) or not CALENDAR.fullmatch(given):
+        raise AnsibleFilterError(
+            f"{where}: {key}={given!r} is neither never, daily, weekly, monthly, nor an event such "
+            "as '*-*-* 03:00'"
+        )
+    return given
+
+
+def _once(variable: str, given: list[str]) -> None:
+    for item in given:
+        if given.count(item) > 1:
+            raise AnsibleFilterError(f"{variable}: {item} is given twice")
+
+
+class FilterModule:
+    """Ansible's way to find the filters."""
+
+    def filters(self) -> dict[str, Any]:
+        """The filters by name."""
+        return {
+            "backup_copies": backup_copies,
+            "backup_sources": backup_sources,
+            "backup_told": backup_told,
+        }

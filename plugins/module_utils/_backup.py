@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Copies a NAS to where its copies are kept, and proves that they can be read.
+
+All mounts are those of the process alone, which must have called ``_private.enter``: a run that is
+killed leaves none behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _backup_plan as plan,
+    _block as block,
+    _btrfs as btrfs,
+    _manifest as manifest,
+    _metrics as metrics,
+    _private as private,
+    _snapshots as snapshots,
+)
+from ansible_collections.nas.assistant.plugins.module_utils._backup_plan import (
+    Copy,
+    Settings,
+    Source,
+)
+from ansible_collections.nas.assistant.plugins.module_utils._files import replace
+from ansible_collections.nas.assistant.plugins.module_utils._lock import held
+from ansible_collections.nas.assistant.plugins.module_utils._restic import (
+    BackupError,
+    Point,
+    Repository,
+)
+
+RUN = "/run/nas-assistant"
+#: Where a point says what it holds.
+INDEX = "manifest/index.json"
+METRICS = "nas_backup"
+# Among the snapshots of a pool, and none of those that retention knows.
+SNAPSHOTS = ".backup"
+_READ_ONLY = "ro,nosuid,nodev,noexec"
+_WRITABLE = "noatime,nosuid,nodev,noexec"
+
+Record = dict[str, Any]
+
+
+def now() -> int:
+    """Return the time in whole seconds."""
+    return int(time.time())
+
+
+def run(settings: Settings, name: str) -> Record:
+    """Make one more restore point in a copy; return its record.
+
+    What was there before is deleted, where the copy is this NAS's to prune, only once the new point
+    was read back.
+
+    :raises BackupError: it was not made, or lacks something; metrics and record say so too.
+    """
+    copy = settings.copy(name)
+    with recorded(settings, copy, "") as record, opened(settings, copy) as repository:
+        record["repository"] = claim(settings, copy, repository)
+        # What a run that was killed left; those of others that are alive stay.
+        repository.run("unlock")
+        problems: list[str] = []
+        with staged(settings, copy) as (stage, lacking):
+            problems += lacking
+            record |= _copy(settings, copy, repository, stage, problems)
+        if copy.verify:
+            share = f"--read-data-subset={copy.verify}%" if copy.verify < 100 else "--read-data"
+            repository.run("check", share)
+        points = repository.points(settings.host)
+        if copy.device:
+            points = prune(repository, points, copy.keep)
+        record["points"] = sum(plan.INCOMPLETE not in each.tags for each in points)
+        if problems:
+            raise BackupError("incomplete", f"incomplete: {'; '.join(problems[:5])}")
+    return record
+
+
+def claim(settings: Settings, copy: Copy, repository: Repository, force: bool = False) -> str:
+    """Return the id of the repository, which is made where there never was one.
+
+    :param force: take what is there, whoever made it.
+    :raises BackupError: it is another one than before; or it holds points of this NAS though this
+        NAS, being new, made none of them. One more would hide them.
+    """
+    known = "" if force else records(settings).get(copy.name, {}).get("repository", "")
+    found: str = repository.id()
+    if found and found == known:
+        return found
+    remedy = (
+        f"Restore from it first (playbook nas.assistant.restore); or, to go on without that, run "
+        f"nas-backup accept {copy.name} on {settings.host}"
+    )
+    if known:
+        raise BackupError(
+            "gone",
+            f"gone: the repository of {copy.name} that this NAS had copied to "
+            f"{'is another one now' if found else 'is no longer there'}, with all its points. See "
+            f"what became of it; to begin anew, run nas-backup accept {copy.name} on "
+            f"{settings.host}",
+        )
+    if not found:
+        repository.run("init")
+        return str(repository.id())
+    points = repository.points(settings.host)
+    if points and not force:
+        raise BackupError(
+            "foreign",
+            f"foreign: {copy.name} has {len(points)} restore points of {settings.host}, the newest "
+            f"of {time.strftime('%Y-%m-%d', time.gmtime(points[-1].time))}, and this NAS made none "
+            f"of them. {remedy}",
+        )
+    return found
+
+
+def accept(settings: Settings, name: str) -> Record:
+    """Take the repository that is there for this NAS's own, or make one."""
+    copy = settings.copy(name)
+    with _alone(copy), opened(settings, copy) as repository:
+        return remember(settings, name, {"repository": claim(settings, copy, repository, True)})
+
+
+def prune(repository: Repository, points: Sequence[Point], keep: Mapping[str, Any]) -> list[Point]:
+    """Delete what retention drops; return what is left."""
+    gone = plan.drop(points, keep, now())
+    if gone:
+        repository.run("forget", "--prune", *(each.id for each in gone))
+    return [each for each in points if each not in gone]
+
+
+@contextlib.contextmanager
+def opened(settings: Settings, copy: Copy, write: bool = True) -> Iterator[Repository]:
+    """Give the repository of a copy; a device is mounted for the time.
+
+    :raises BackupError: the device is not there, or is no other disk than the data's.
+    """
+    location, options = copy.repository, list(copy.options)
+    with contextlib.ExitStack() as stack:
+        if copy.device:
+            point = os.path.join(RUN, f"device-{copy.name}")
+            device = separate(settings, copy)
+            try:
+                private.mount(device, point, _WRITABLE if write else _READ_ONLY)
+            except private.MountError as error:
+                raise BackupError("device", f"device: {copy.name}: {error}") from None
+            stack.callback(private.unmount, point)
+            # Elsewhere, somebody may prune meanwhile.
+            options += [] if write else ["--no-lock"]
+            location = os.path.join(point, "nas-assistant", settings.host)
+        yield Repository(
+            location=location,
+            password_file=settings.password_file,
+            cache=settings.cache,
+            environment=copy.environment,
+            options=options,
+        )
+
+
+def separate(settings: Settings, copy: Copy) -> str:
+    """Return the device of a copy, once it is known to be on other disks than what is copied."""
+    devices = [copy.device] if copy.device.startswith("/") else block.with_uuid(copy.device)
+    if not devices or not block.is_there(devices[0]):
+        raise BackupError(
+            "device",
+            f"device: {copy.device} is not there for {copy.name}. Connect it, and see that it has "
+            "power",
+        )
+    own = {disk for device in devices for disk in block.disks(device)}
+    for source in settings.sources:
+        if not os.path.exists(source.path):
+            continue
+        shared = own & {disk for each in block.under(source.path) for disk in block.disks(each)}
+        if shared:
+            raise BackupError(
+                "device",
+                f"device: {copy.name} ({devices[0]}) is on the same disk as {source.name} "
+                f"({', '.join(sorted(shared))}), and would be lost with it. Give another disk",
+            )
+    return str(devices[0])
+
+
+@contextlib.contextmanager
+def staged(settings: Settings, copy: Copy) -> Iterator[tuple[str, list[str]]]:
+    """Show all sources below one folder, always the same, volumes from fresh snapshots.
+
+    Gives the folder, and what is not there.
+    """
+    stage = os.path.join(RUN, f"backup-{copy.name}")
+    lacking = []
+    with contextlib.ExitStack() as stack:
+        private.empty(stage)
+        stack.callback(private.unmount, stage)
+        for source in settings.sources:
+            try:
+                shown = source.path
+                if source.volume:
+                    shown = _snapshot(source, copy, stack)
+                elif not os.path.isdir(shown):
+                    raise BackupError("incomplete", f"{shown} is no folder")
+                private.bind(shown, os.path.join(stage, source.place))
+            except (BackupError, btrfs.BtrfsError, private.MountError, OSError) as error:
+                lacking.append(f"{source.name}: {error}")
+        yield stage, lacking
+
+
+def _snapshot(source: Source, copy: Copy, stack: contextlib.ExitStack) -> str:
+    """Make a snapshot of a volume that is deleted at the end; return where it is."""
+    if not snapshots.is_subvolume(source.path):
+        raise BackupError("incomplete", f"{source.path} is no subvolume, or is not mounted")
+    folder = os.path.join(source.folder, SNAPSHOTS)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    path = os.path.join(folder, f"{copy.name}.{source.place.split('/')[-1]}")
+    _delete(path)
+    stack.callback(_delete, path)
+    btrfs.call("btrfs", "subvolume", "snapshot", "-r", source.path, path)
+    return path
+
+
+def _delete(path: str) -> None:
+    if snapshots.is_subvolume(path):
+        btrfs.call("btrfs", "subvolume", "delete", path)
+
+
+def _copy(
+    settings: Settings, copy: Copy, repository: Repository, stage: str, problems: list[str]
+) -> Record:
+    """Write the manifests of what is staged, and copy both; return figures."""
+    shown = [each for each in settings.sources if os.path.isdir(os.path.join(stage, each.place))]
+    kept = os.path.join(settings.state, copy.name)
+    os.makedirs(os.path.join(kept, "manifest"), mode=0o700, exist_ok=True)
+    sources = [_list(settings, copy, stage, each, problems) for each in shown]
+    index = {
+        "version": 1,
+        "host": settings.host,
+        "time": now(),
+        "complete": not problems,
+        "sources": sources,
+    }
+    _write(os.path.join(kept, INDEX), json.dumps(index, indent=1).encode())
+    wanted = {os.path.basename(each.manifest) for each in shown} | {os.path.basename(INDEX)}
+    for name in set(os.listdir(os.path.join(kept, "manifest"))) - wanted:
+        os.unlink(os.path.join(kept, "manifest", name))
+    private.bind(os.path.join(kept, "manifest"), os.path.join(stage, "manifest"))
+    words = ["backup", "--json", "--quiet", "--host", settings.host, "--tag", plan.TAG]
+    if problems:
+        words += ["--tag", plan.INCOMPLETE]
+    if copy.full:
+        words.append("--force")
+    for source in shown:
+        for each in source.exclude:
+            words += ["--exclude", os.path.join(stage, source.place, each)]
+    # 3: something could not be read, and the rest was copied.
+    told = repository.run(
+        *words, "manifest", *(each.place for each in shown), folder=stage, accepted=(0, 3)
+    )
+    summary = json.loads(told.strip().splitlines()[-1])
+    return {
+        "added": summary["data_added"],
+        "bytes": summary["total_bytes_processed"],
+        "files": summary["total_files_processed"],
+        "point": summary["snapshot_id"],
+    }
+
+
+def _list(
+    settings: Settings, copy: Copy, stage: str, source: Source, problems: list[str]
+) -> dict[str, Any]:
+    """Write the manifest of one source; return what the index says of it."""
+    target = os.path.join(settings.state, copy.name, source.manifest)
+    # Any copy's will do: what has changed since is found by its times.
+    others = [os.path.join(settings.state, each.name, source.manifest) for each in settings.copies]
+    others = sorted((each for each in others if os.path.exists(each)), key=os.path.getmtime)
+    count = total = 0
+    with contextlib.ExitStack() as stack:
+        earlier: Iterator[manifest.Entry] = iter(())
+        # What a folder in use is overwritten with through memory may keep its times for a while.
+        if others and (source.settled or not copy.full):
+            stream = stack.enter_context(open(others[-1], encoding="utf-8"))
+            earlier = _as_far_as_it_goes(manifest.read(stream))
+        draft = stack.enter_context(open(f"{target}.draft", "w", encoding="utf-8"))
+        top = os.path.join(stage, source.place)
+        walk = manifest.walk(top, source.exclude, earlier, problems.append, not copy.full)
+        for entry in walk:
+            draft.write(entry.line)
+            count, total = count + (entry.kind == "f"), total + entry.size
+    os.replace(f"{target}.draft", target)
+    return {
+        "name": source.name,
+        "place": source.place,
+        "manifest": source.manifest,
+        "settled": source.settled,
+        "files": count,
+        "bytes": total,
+    }
+
+
+def _as_far_as_it_goes(entries: Iterator[manifest.Entry]) -> Iterator[manifest.Entry]:
+    """What is left of a manifest that power cut off is still of use."""
+    with contextlib.suppress(ValueError):
+        yield from entries
+
+
+def records(settings: Settings) -> dict[str, Record]:
+    """Return what is known of each copy, by its name."""
+    found = {}
+    for copy in settings.copies:
+        try:
+            with open(_record(settings, copy.name), encoding="utf-8") as stream:
+                found[copy.name] = json.load(stream)
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def remember(settings: Settings, name: str, news: Record) -> Record:
+    """Add to what is known of a copy, and renew the metrics."""
+    record: Record = {**records(settings).get(name, {}), **news}
+    _write(_record(settings, name), json.dumps(record, indent=1).encode())
+    metrics.write(settings.metrics, f"{METRICS}_{name}", plan.figures({name: record}))
+    return record
+
+
+def _record(settings: Settings, name: str) -> str:
+    return os.path.join(settings.state, name, "record.json")
+
+
+def _write(path: str, content: bytes) -> None:
+    replace(path, content, 0, 0, 0o600)
+
+
+@contextlib.contextmanager
+def _alone(copy: Copy) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(os.path.join(RUN, f"backup-{copy.name}.lock"), 5))
+        except TimeoutError:
+            raise BackupError("busy", f"busy: another run is at {copy.name}") from None
+        yield
+
+
+@contextlib.contextmanager
+def recorded(settings: Settings, copy: Copy, prefix: str) -> Iterator[Record]:
+    """Do something with a copy, and note how it went; what is added to the record is noted too."""
+    record: Record = {}
+    with _alone(copy):
+        began = time.monotonic()
+        cause = "failed"
+        try:
+            yield record
+            cause = ""
+            record[f"{prefix}success"] = now()
+        except BackupError as error:
+            cause = error.cause
+            raise
+        except (btrfs.BtrfsError, private.MountError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
+                cause = "no room"
+            raise BackupError(cause, f"{cause}: {error}") from error
+        finally:
+            record[f"{prefix}cause"] = cause
+            record[f"{prefix}run"] = now()
+            record[f"{prefix}seconds"] = round(time.monotonic() - began, 1)
+            # A disk that is full must not hide why.
+            with contextlib.suppress(OSError):
+                remember(settings, copy.name, record)
+
+
+def scratch(settings: Settings) -> str:
+    """Return an empty folder for a drill; what an earlier one left there is deleted."""
+    folder = os.path.join(settings.scratch, "nas-assistant-drill")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder, mode=0o700)
+    return folder

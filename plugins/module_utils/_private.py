@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Mounts that nobody else sees, and that are gone when the process is, however it ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run, spoken
+
+_CLONE_NEWNS = 0x00020000  # linux/sched.h
+
+
+class MountError(Exception):
+    """Something cannot be mounted; what the command said."""
+
+
+def enter() -> None:
+    """Give this process mounts of its own. What others mount and unmount is still followed.
+
+    :raises MountError: it may not.
+    """
+    # os.unshare comes with Python 3.12.
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
+        raise MountError(f"mounts of its own: {os.strerror(ctypes.get_errno())}")
+    _call("mount", "--make-rslave", "/")
+
+
+def empty(point: str) -> None:
+    """Mount a folder for mount points and little files, which lives in memory."""
+    os.makedirs(point, mode=0o700, exist_ok=True)
+    _call("mount", "-t", "tmpfs", "-o", "mode=0700,size=4m", "nas-assistant", point)
+
+
+def bind(source: str, point: str, read_only: bool = True) -> None:
+    """Show a folder, without what is mounted in it, in another place."""
+    os.makedirs(point, exist_ok=True)
+    _call("mount", "--bind", source, point)
+    if read_only:
+        _call("mount", "-o", "remount,bind,ro", point)
+
+
+def mount(device: str, point: str, options: str) -> None:
+    """Mount a device."""
+    os.makedirs(point, mode=0o700, exist_ok=True)
+    _call("mount", "-o", options, device, point)
+
+
+def unmount(point: str) -> None:
+    """Unmount what is at a point, and what is mounted in it."""
+    _call("umount", "--recursive", point)
+
+
+def _call(*argv: str) -> None:
+    done = run(argv)
+    if done.returncode != 0:
+        raise MountError(f"{spoken(argv)}: {' '.join(done.stderr.split())}")

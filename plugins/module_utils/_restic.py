@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Runs restic on one repository, and tells what its errors mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+# Why a copy failed: what it is called in metrics, its exit code, what restic or the system says of
+# it, and what to do. The first that fits counts.
+_CAUSES: tuple[tuple[str, int, str, str], ...] = (
+    (
+        "wrong key",
+        21,
+        r"wrong password|no key found",
+        "The password is not that of this repository: give the one that it was made with "
+        "(backup_password, or its file in the credentials folder)",
+    ),
+    (
+        "no room",
+        22,
+        r"no space left|quota exceeded|insufficient storage|server response: 507",
+        "Make room where the copy is kept, or keep fewer points; nothing was deleted",
+    ),
+    (
+        "busy",
+        23,
+        r"already locked",
+        "Another run is at it; if there is none, `restic unlock` removes what it left",
+    ),
+    (
+        "untrusted",
+        24,
+        r"x509|certificate|host key verification failed",
+        "The other side does not prove who it is: give its certificate or host key",
+    ),
+    (
+        "refused",
+        25,
+        r"\b(401|403)\b|access ?denied|unauthorized|permission denied|signaturedoesnotmatch",
+        "The other side lets this NAS in no more, or not for this: see user, password and rights",
+    ),
+    (
+        "unreachable",
+        26,
+        r"connection (refused|reset|timed out)|no route to host|no such host|i/o timeout|"
+        r"unreachable|could not resolve|server misbehaving|sftp session|did not answer|"
+        r"server response: 5\d\d|deadline exceeded",
+        "See that the other side runs and can be reached from here; the next run tries again",
+    ),
+    (
+        "damaged",
+        27,
+        r"ciphertext verification|does not match|unexpected (file size|eof|end of)|"
+        r"repository contains errors|not found in repository|invalid data|unmarshal|"
+        r"pack [0-9a-f]+: |input/output error|structure needs cleaning|hash mismatch",
+        "Restore from another copy, and begin this one anew in another place before the damaged "
+        "one is removed",
+    ),
+    (
+        "gone",
+        28,
+        r"is there a repository|does not exist|no such file",
+        "There is no repository where it should be",
+    ),
+)
+#: Exit codes of causes that are found without restic.
+CODES = {
+    **{cause: code for cause, code, _, _ in _CAUSES},
+    "failed": 1,
+    "device": 30,
+    "foreign": 31,
+    "incomplete": 32,
+    "differs": 33,
+}
+_PROBE = 60  # seconds after which a side that says nothing is taken for unreachable
+
+
+class BackupError(Exception):
+    """A copy could not be made, read or restored. ``cause``: one of ``CODES``."""
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+    @property
+    def code(self) -> int:
+        """What a program ends with."""
+        return CODES[self.cause]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A restore point: what restic calls a snapshot. ``time``: whole seconds since the epoch."""
+
+    id: str
+    time: int
+    host: str
+    tags: tuple[str, ...] = ()
+
+    @property
+    def short(self) -> str:
+        """Its id as people read it."""
+        return self.id[:8]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where a copy is, and what opens it.
+
+    :param options: further words for restic, such as ``--cacert FILE``; no secrets.
+    :param environment: variables for restic; secrets are safe there.
+    """
+
+    location: str
+    password_file: str
+    cache: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    options: Sequence[str] = ()
+    program: Sequence[str] = ("restic",)
+
+    def argv(self, *words: str) -> list[str]:
+        """The command for some of restic's words."""
+        return [*self.program, *self.options, *words]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Its environment: what is secret is in no list of processes."""
+        return {
+            **os.environ,
+            "LC_ALL": "C",
+            "RESTIC_REPOSITORY": self.location,
+            "RESTIC_PASSWORD_FILE": self.password_file,
+            "RESTIC_CACHE_DIR": self.cache,
+            # A NAS with little memory: collected more often, it takes half of it.
+            "GOGC": "30",
+            **self.environment,
+        }
+
+    def run(
+        self,
+        *words: str,
+        folder: str | None = None,
+        accepted: Sequence[int] = (0,),
+        patience: float | None = None,
+        to: Any = subprocess.PIPE,
+    ) -> str:
+        """Run restic; return what it prints.
+
+        :param folder: where it runs.
+        :param patience: seconds.
+        :param to: where its output goes instead.
+        :raises BackupError: it failed; names what restic said, why, and the remedy.
+        """
+        os.makedirs(self.cache, mode=0o700, exist_ok=True)
+        try:
+            done = subprocess.run(
+                self.argv(*words),
+                cwd=folder,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=to,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                timeout=patience,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise BackupError("failed", "restic is not installed (package restic)") from None
+        except subprocess.TimeoutExpired:
+            raise self.error(words[0], f"it did not answer for {patience} s") from None
+        if done.returncode not in accepted:
+            said = done.stderr.strip() or (done.stdout or "").strip()
+            raise self.error(words[0], said or f"ended with {done.returncode}")
+        return done.stdout or ""
+
+    def error(self, word: str, said: str) -> BackupError:
+        """What restic's words mean."""
+        # The last lines say why it gave up; a panic's trace says nothing to anybody.
+        lines = [line for line in said.splitlines() if line.strip() and not line.startswith("\t")]
+        text = self.without_secrets(" ".join(lines[-4:]))
+        cause, remedy = diagnosis(said)
+        return BackupError(
+            cause, f"{cause}: restic {word}: {text}." + (f" {remedy}." if remedy else "")
+        )
+
+    def without_secrets(self, text: str) -> str:
+        """What restic said, without the password of an address, and without secrets of ours."""
+        text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
+        for value in self.environment.values():
+            text = text.replace(value, "***") if len(value) > 7 else text
+        return text
+
+    def id(self) -> str:
+        """Return what tells the repository from all others; an empty text where there is none.
+
+        :raises BackupError: it cannot be opened, for another reason.
+        """
+        try:
+            told = json.loads(self.run("cat", "config", "--no-lock", patience=_PROBE))
+        except BackupError as error:
+            if error.cause == "gone":
+                return ""
+            raise
+        except ValueError:
+            raise BackupError("damaged", "damaged: restic cat config: no JSON") from None
+        return str(told["id"])
+
+    def points(self, host: str) -> list[Point]:
+        """Return a host's restore points, the oldest first."""
+        listed = self.run("snapshots", "--json", "--no-lock", "--host", host)
+        return points(listed)
+
+
+def diagnosis(said: str) -> tuple[str, str]:
+    """Return the cause that restic's words mean, and the remedy."""
+    for cause, _, pattern, remedy in _CAUSES:
+        if re.search(pattern, said, re.IGNORECASE):
+            return cause, remedy
+    return "failed", ""
+
+
+def points(listed: str) -> list[Point]:
+    """Return the points that ``restic snapshots --json`` names, the oldest first."""
+    found = [
+        Point(
+            id=str(each["id"]),
+            time=int(datetime.fromisoformat(each["time"]).timestamp()),
+            host=str(each.get("hostname", "")),
+            tags=tuple(each.get("tags") or ()),
+        )
+        for each in json.loads(listed or "null") or []
+    ]
+    return sorted(found, key=lambda point: (point.time, point.id))

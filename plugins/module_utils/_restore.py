@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Brings back what a restore point holds, proven against its manifests before anything is replaced.
+
+As in ``_backup``, all mounts are those of the process alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _backup as backup,
+    _backup_plan as plan,
+    _btrfs as btrfs,
+    _manifest as manifest,
+    _private as private,
+    _snapshot_plan as snapshot_plan,
+    _snapshots as snapshots,
+)
+from ansible_collections.nas.assistant.plugins.module_utils._backup_plan import Settings, Source
+from ansible_collections.nas.assistant.plugins.module_utils._restic import (
+    BackupError,
+    Point,
+    Repository,
+)
+
+# How many files a drill takes where it cannot restore all.
+SAMPLE = 400
+_SQLITE = b"SQLite format 3\0"
+_DRAFT = ".nas-assistant-restore"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A source as a restore point holds it; see the index that ``_backup`` writes."""
+
+    name: str
+    place: str
+    manifest: str
+    settled: bool
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What became of a source. ``snapshot``: the name of the one that a volume may be rolled back
+    to; ``changed``: files that were brought back; ``kept``: folder with what they replaced."""
+
+    name: str
+    snapshot: str = ""
+    changed: int = 0
+    kept: str = ""
+
+
+def held(repository: Repository, point: Point) -> list[Held]:
+    """Return what a point holds."""
+    try:
+        index = json.loads(repository.run("dump", point.id, f"/{backup.INDEX}"))
+        return [Held(**each) for each in index["sources"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackupError("damaged", f"damaged: {point.short} has no index ({error})") from None
+
+
+def drill(settings: Settings, name: str) -> backup.Record:
+    """Restore the newest point of a copy to scratch, and prove it; return its record.
+
+    What does not fit is proven by a sample, another one each time; and of all data in the
+    repository a twelfth is read, so that a year of monthly drills has read all.
+
+    :raises BackupError: it is not as it was; metrics and record say so too.
+    """
+    copy = settings.copy(name)
+    with (
+        backup.recorded(settings, copy, "drill_") as record,
+        backup.opened(settings, copy, write=False) as repository,
+    ):
+        record |= _drill(settings, repository)
+    return record
+
+
+def _drill(settings: Settings, repository: Repository) -> dict[str, Any]:
+    folder = backup.scratch(settings)
+    try:
+        point = plan.chosen(repository.points(settings.host), "newest", backup.now())
+        month = time.gmtime(backup.now()).tm_mon
+        repository.run("check", f"--read-data-subset={month}/12")
+        sources = held(repository, point)
+        budget = min(settings.drill, shutil.disk_usage(folder).free // 2)
+        lists = _manifests(repository, point, sources, folder)
+        top = os.path.join(folder, "tree")
+        if sum(each.bytes for each in sources) <= budget:
+            return _drill_all(repository, point, sources, lists, top)
+        return _drill_some(repository, point, sources, lists, top, budget)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _drill_all(
+    repository: Repository, point: Point, sources: Sequence[Held], lists: dict[str, str], top: str
+) -> dict[str, Any]:
+    failed = _restore(repository, point, top)
+    for source in sources:
+        inside, listed = os.path.join(top, source.place), lists[source.name]
+        found = list(manifest.compare(_entries(listed), inside, source.settled))
+        _demand(source.name, found, failed)
+        _demand(source.name, list(_unsound(inside, _entries(listed))), None)
+    return {
+        "drill_point": point.id,
+        "drill_bytes": sum(each.bytes for each in sources),
+        "drill_files": sum(each.files for each in sources),
+    }
+
+
+def _drill_some(
+    repository: Repository,
+    point: Point,
+    sources: Sequence[Held],
+    lists: dict[str, str],
+    top: str,
+    budget: int,
+) -> dict[str, Any]:
+    picked: list[tuple[float, Held, manifest.Entry]] = []
+    for source in sources:
+        for entry in _entries(lists[source.name]):
+            if entry.kind != "f":
+                continue
+            # The smallest of random numbers: a fair sample of a list of unknown length.
+            picked.append((random.random(), source, entry))  # noqa: S311
+            if len(picked) > 4 * SAMPLE:
+                picked = sorted(picked, key=lambda each: each[0])[:SAMPLE]
+    taken: list[tuple[Held, manifest.Entry]] = []
+    for _, source, entry in sorted(picked, key=lambda each: each[0])[:SAMPLE]:
+        if entry.size <= budget:
+            budget -= entry.size
+            taken.append((source, entry))
+    words = [f"--include={_pattern(source.place, entry.path)}" for source, entry in taken]
+    failed = _restore(repository, point, top, *words) if taken else None
+    for source in sources:
+        inside = os.path.join(top, source.place)
+        entries = [entry for each, entry in taken if each == source]
+        _demand(source.name, _wrong(entries, inside, source), failed)
+        _demand(source.name, list(_unsound(inside, entries)), None)
+    return {
+        "drill_point": point.id,
+        "drill_bytes": sum(entry.size for _, entry in taken),
+        "drill_files": len(taken),
+    }
+
+
+def volume(
+    settings: Settings, repository: Repository, point: Point, source: Source, found: Held
+) -> Restored:
+    """Restore a volume as one more of its snapshots, which it can be rolled back to.
+
+    :raises BackupError: it is not as it was; nothing of it is left then.
+    """
+    if not snapshots.is_subvolume(source.path):
+        raise BackupError(
+            "failed",
+            f"{source.name}: {source.path} is no subvolume, or is not mounted: let the storage "
+            "playbook make it first",
+        )
+    name = source.place.split("/")[-1]
+    draft = os.path.join(source.folder, _DRAFT, name)
+    os.makedirs(os.path.dirname(draft), mode=0o700, exist_ok=True)
+    _drop(draft)
+    btrfs.call("btrfs", "subvolume", "create", "--", draft)
+    try:
+        _prepare(source.path, draft)
+        with _stage(settings) as top, contextlib.ExitStack() as stack:
+            (listed,) = _manifests(repository, point, [found], top).values()
+            tree = os.path.join(top, "tree")
+            inside = os.path.join(tree, found.place)
+            private.bind(draft, inside, read_only=False)
+            stack.callback(private.unmount, inside)
+            failed = _restore(repository, point, tree, f"--include={_pattern(found.place, '')}")
+            wrong = list(manifest.compare(_entries(listed), inside, found.settled))
+            _demand(source.name, wrong, failed)
+        return Restored(source.name, _finish(source.folder, name, draft), found.files)
+    except BaseException:
+        with contextlib.suppress(btrfs.BtrfsError):
+            _drop(draft)
+        raise
+
+
+def folder(
+    settings: Settings,
+    repository: Repository,
+    point: Point,
+    found: Held,
+    target: str,
+    path: str = "",
+    check: bool = False,
+) -> Restored:
+    """Bring files back into a folder. What they replace is moved to a folder beside it; what the
+    point does not have stays.
+
+    :param path: one file or folder below the source; an empty text: all.
+    :param check: change nothing but the scratch beside the folder.
+    :raises BackupError: what was restored is not as it was; nothing was replaced then.
+    """
+    above = target
+    while not os.path.isdir(above):
+        above = os.path.dirname(above)
+    # Beside it, so that files are put in place by a rename; in it where it is a mount.
+    beside = os.path.dirname(above) or "/"
+    if os.stat(beside).st_dev != os.stat(above).st_dev:
+        beside = above
+    draft = os.path.join(beside, _DRAFT)
+    shutil.rmtree(draft, ignore_errors=True)
+    os.makedirs(draft, mode=0o700)
+    try:
+        with _stage(settings) as top:
+            (listed,) = _manifests(repository, point, [found], top).values()
+            if not any(_entries(listed, path)):
+                raise BackupError("failed", f"{found.name}: {point.short} has no {path!r}")
+            words = [f"--include={_pattern(found.place, path)}"]
+            failed = _restore(repository, point, draft, *words)
+            inside = os.path.join(draft, found.place)
+            _demand(found.name, _wrong(_entries(listed, path), inside, found), failed)
+            return _merge(found, _entries(listed, path), inside, target, check)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _merge(
+    found: Held, entries: Iterable[manifest.Entry], inside: str, target: str, check: bool
+) -> Restored:
+    """Put what was restored in place."""
+    stamp = snapshot_plan.stamp(backup.now())
+    kept = f"{target.rstrip('/')}.before-{stamp}"
+    if os.path.ismount(target):
+        kept = os.path.join(target, f".before-{stamp}")
+    changed, replaced = 0, False
+    folders: list[tuple[str, str]] = []
+    for entry in entries:
+        new, old = (os.path.join(each, entry.path).rstrip("/") for each in (inside, target))
+        if not os.path.lexists(new) or (
+            os.path.lexists(old) and not manifest.difference(target, entry)
+        ):
+            continue
+        changed += entry.kind != "d"
+        if check:
+            continue
+        if entry.kind == "d" and os.path.isdir(old) and not os.path.islink(old):
+            folders.append((new, old))
+            continue
+        if os.path.lexists(old):
+            away = os.path.join(kept, entry.path)
+            os.makedirs(os.path.dirname(away), mode=0o700, exist_ok=True)
+            os.rename(old, away)
+            replaced = True
+        if entry.kind == "d":
+            os.makedirs(old)
+            folders.append((new, old))
+        else:
+            os.makedirs(os.path.dirname(old), exist_ok=True)
+            os.rename(new, old)
+    # The innermost first: what is written into a folder gives it another time.
+    for new, old in reversed(folders):
+        shutil.copystat(new, old)
+        status = os.stat(new)
+        os.chown(old, status.st_uid, status.st_gid)
+    if changed and not check:
+        os.sync()
+    return Restored(found.name, "", changed, kept if replaced else "")
+
+
+def _manifests(
+    repository: Repository, point: Point, sources: Iterable[Held], folder: str
+) -> dict[str, str]:
+    """Fetch the manifests of sources; return their files by the sources' names."""
+    files = {}
+    for number, source in enumerate(sources):
+        files[source.name] = os.path.join(folder, f"manifest{number}.jsonl")
+        with open(files[source.name], "wb") as stream:
+            repository.run("dump", point.id, f"/{source.manifest}", to=stream)
+    return files
+
+
+def _entries(listed: str, path: str = "") -> Iterator[manifest.Entry]:
+    """Return the entries of a file that are at or below a path."""
+    with open(listed, encoding="utf-8") as stream:
+        yield from (each for each in manifest.read(stream) if _is_below(each.path, path))
+
+
+def _restore(repository: Repository, point: Point, target: str, *words: str) -> BackupError | None:
+    """Restore into a folder; return what restic said where it failed.
+
+    It fails also for attributes that the filesystem there does not have. Whether anything that
+    counts is missing, the manifest says.
+    """
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    try:
+        repository.run("restore", point.id, "--target", target, *words)
+    except BackupError as error:
+        return error
+    return None
+
+
+def _demand(name: str, wrong: Sequence[str], failed: BackupError | None) -> None:
+    """Refuse what is not as the manifest says.
+
+    :param failed: what restic said, which is the reason then.
+    """
+    if not wrong:
+        return
+    shown = "; ".join(wrong[:3]) + (f" and more ({len(wrong)})" if len(wrong) > 3 else "")
+    if failed and failed.cause != "failed":
+        raise BackupError(failed.cause, f"{failed} {name}: {shown}")
+    raise BackupError("differs", f"differs: {name}: {shown}" + (f" ({failed})" if failed else ""))
+
+
+def _wrong(entries: Iterable[manifest.Entry], inside: str, source: Held) -> list[str]:
+    """Return which of some entries are not as the manifest says, as sentences."""
+    found = ((each, manifest.difference(inside, each, source.settled)) for each in entries)
+    return [f"{each.path} {text}" for each, text in found if text]
+
+
+def _unsound(inside: str, entries: Iterable[manifest.Entry]) -> Iterator[str]:
+    """Return which of some files are databases that their own program finds damaged."""
+    for path in (each.path for each in entries if each.kind == "f"):
+        place = os.path.join(inside, path)
+        try:
+            with open(place, "rb") as stream:
+                if stream.read(len(_SQLITE)) != _SQLITE:
+                    continue
+            with contextlib.closing(sqlite3.connect(place)) as database:
+                said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        except (OSError, sqlite3.Error) as error:
+            said = str(error)
+        if said != "ok":
+            yield f"{path}: {said}"
+
+
+def _pattern(place: str, path: str) -> str:
+    """What restic takes a path by, literally."""
+    whole = f"/{place}/{path}".rstrip("/")
+    return re.sub(r"([\\*?\[\]])", r"\\\1", whole)
+
+
+def _is_below(path: str, above: str) -> bool:
+    return not above or path == above or path.startswith(f"{above}/")
+
+
+@contextlib.contextmanager
+def _stage(settings: Settings) -> Iterator[str]:
+    """A folder for manifests and mount points."""
+    top = os.path.join(settings.state, "restore")
+    shutil.rmtree(top, ignore_errors=True)
+    os.makedirs(top, mode=0o700)
+    try:
+        yield top
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+
+
+def _prepare(present: str, draft: str) -> None:
+    """Have files of the new subvolume written as those of the present one."""
+    said = btrfs.call("btrfs", "property", "get", present, "compression").strip()
+    if said:
+        btrfs.call("btrfs", "property", "set", draft, "compression", said.partition("=")[2])
+    if "C" in btrfs.call("lsattr", "-d", present).split(maxsplit=1)[0]:
+        btrfs.call("chattr", "+C", draft)
+
+
+def _finish(folder: str, name: str, draft: str) -> str:
+    """Make a subvolume one of the snapshots of a volume; return its name."""
+    place = snapshots.look(draft)
+    if not place:
+        raise BackupError("failed", f"{draft} is gone")
+    os.setxattr(draft, snapshots.ATTRIBUTE, place.uuid.encode())
+    text, number = "", backup.now()
+    while not text or os.path.lexists(os.path.join(folder, text)):
+        text, number = snapshot_plan.snapshot_text(name, number), number + 1
+    btrfs.call("btrfs", "filesystem", "sync", draft)
+    # In this order: the kernel moves no subvolume that is read-only.
+    os.rename(draft, os.path.join(folder, text))
+    btrfs.call("btrfs", "property", "set", "-ts", os.path.join(folder, text), "ro", "true")
+    return text
+
+
+def _drop(draft: str) -> None:
+    if snapshots.is_subvolume(draft):
+        btrfs.call("btrfs", "subvolume", "delete", draft)

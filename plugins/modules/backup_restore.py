@@ -1,0 +1,202 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: backup_restore
+short_description: Bring back files, a volume, or all of a NAS from a copy
+version_added: 0.1.0
+description:
+  - Restores from a copy that the role C(backup) keeps, into a place beside the present state, and
+    compares each file with the manifest that was taken with it. Only then is anything replaced.
+  - A volume becomes one more of its snapshots. M(nas.assistant.btrfs_rollback) puts it in place,
+    and keeps what was there. Files of a folder are put in place at once; those that they replace
+    are moved to a folder beside it.
+author:
+  - The nas.assistant contributors
+options:
+  copy:
+    description: Name of the copy.
+    type: str
+    required: true
+  point:
+    description: Beginning of the id of a restore point, or V(newest).
+    type: str
+    default: newest
+  sources:
+    description: Volumes as C(POOL/NAME), and folders. All that the point holds, unless given.
+    type: list
+    elements: str
+    default: []
+  path:
+    description: One file or folder below the one source that is named.
+    type: str
+    default: ""
+  to:
+    description: A folder to put it in, in place of where it was.
+    type: path
+    default: ""
+  settings:
+    description: File that the role left on the NAS.
+    type: path
+    default: /etc/nas-assistant/backup.json
+attributes:
+  check_mode:
+    description: Looks for the point and for what it holds, and restores nothing.
+    support: full
+  diff_mode:
+    description: Shows what would be restored.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Bring back a letter from the disk that is connected once a week
+  nas.assistant.backup_restore:
+    copy: usb
+    sources: [tank/documents]
+    path: letters/to-the-landlord.odt
+"""
+
+RETURN = r"""
+point:
+  description: Id of the restore point.
+  type: str
+  returned: success
+time:
+  description: When it was made, in seconds since the epoch.
+  type: int
+  returned: success
+restored:
+  description: What was brought back.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    name:
+      description: The source.
+      type: str
+    snapshot:
+      description: Of a volume, the snapshot that it can be rolled back to.
+      type: str
+    changed:
+      description: Number of files that differed, or that the snapshot holds.
+      type: int
+    kept:
+      description: Folder with what was replaced; empty where nothing was.
+      type: str
+"""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _backup as backup,
+    _backup_plan as plan,
+    _private as private,
+    _restore as restore,
+)
+from ansible_collections.nas.assistant.plugins.module_utils._btrfs import BtrfsError
+from ansible_collections.nas.assistant.plugins.module_utils._restic import (
+    BackupError,
+    Point,
+    Repository,
+)
+
+
+def picked(params: dict[str, Any], held: list[restore.Held]) -> list[restore.Held]:
+    """Return the sources that are meant.
+
+    :raises BackupError: a name is none of them, or the options do not go together.
+    """
+    names = {each.name: each for each in held}
+    wanted = params["sources"] or list(names)
+    for name in wanted:
+        if name not in names:
+            raise BackupError(
+                "failed", f"sources: {name} is not in this point, which holds {', '.join(names)}"
+            )
+    if (params["path"] or params["to"]) and len(params["sources"]) != 1:
+        raise BackupError("failed", "path and to go with one source: name it in sources")
+    if {".", ".."} & set(params["path"].split("/")) or params["path"].startswith("/"):
+        raise BackupError("failed", f"path={params['path']!r}: give it from the source on")
+    return [names[name] for name in wanted]
+
+
+class Restore:
+    """One run over the sources that are meant."""
+
+    def __init__(self, settings: plan.Settings, params: dict[str, Any], check: bool) -> None:
+        self.settings, self.params, self.check = settings, params, check
+        self.here = {each.name: each for each in settings.sources}
+
+    def run(self, repository: Repository, point: Point) -> list[restore.Restored]:
+        """Bring all of them back."""
+        wanted = picked(self.params, restore.held(repository, point))
+        for each in wanted:
+            if each.name not in self.here and not self.params["to"]:
+                raise BackupError(
+                    "failed",
+                    f"sources: {each.name} is in the point, and is none of this NAS's "
+                    "(backup_sources); give the folder to put it in with to",
+                )
+        if self.check:
+            return [restore.Restored(each.name, changed=each.files) for each in wanted]
+        return [self.one(repository, point, each) for each in wanted]
+
+    def one(self, repository: Repository, point: Point, held: restore.Held) -> restore.Restored:
+        """Bring one of them back."""
+        path, to = self.params["path"].rstrip("/"), self.params["to"]
+        source = self.here.get(held.name)
+        if source and source.volume and not path and not to:
+            return restore.volume(self.settings, repository, point, source, held)
+        target = to or (source.path if source else "")
+        return restore.folder(self.settings, repository, point, held, target, path)
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "copy": {"type": "str", "required": True},
+            "point": {"type": "str", "default": "newest"},
+            "sources": {"type": "list", "elements": "str", "default": []},
+            "path": {"type": "str", "default": ""},
+            "to": {"type": "path", "default": ""},
+            "settings": {"type": "path", "default": "/etc/nas-assistant/backup.json"},
+        },
+        supports_check_mode=True,
+    )
+    params: dict[str, Any] = module.params
+    if params["to"] and not os.path.isabs(params["to"]):
+        module.fail_json(msg=f"to={params['to']!r}: give the whole path of a folder")
+    try:
+        settings = plan.Settings.read(params["settings"])
+        copy = settings.copy(params["copy"])
+        private.enter()
+        with backup.opened(settings, copy, write=False) as repository:
+            points = repository.points(settings.host)
+            point = plan.chosen(points, params["point"], backup.now())
+            done = Restore(settings, params, module.check_mode).run(repository, point)
+            known = {"repository": repository.id()}
+        if not module.check_mode and not params["to"]:
+            # From now on, its points are this NAS's own.
+            backup.remember(settings, copy.name, known)
+    except (BackupError, BtrfsError, private.MountError, OSError, ValueError) as error:
+        module.fail_json(msg=str(error))
+    names = "".join(f"{each.name}\n" for each in done)
+    module.exit_json(
+        changed=any(each.changed for each in done),
+        point=point.id,
+        time=point.time,
+        restored=[asdict(each) for each in done],
+        diff={"before": "", "after": f"from {point.short} of {copy.name}:\n{names}"},
+    )
+
+
+if __name__ == "__main__":
+    main()

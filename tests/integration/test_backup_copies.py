@@ -1,0 +1,597 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Copies of a real Btrfs, to an append-only server and to another disk, and what becomes of them
+when something breaks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.nas.assistant.plugins.modules import backup_prune
+from shell import sh
+
+from lab import apt
+
+ROOT = Path(__file__).parents[2]
+# The NAS's program with settings of the test's own.
+RUN = """
+import runpy, sys
+program = runpy.run_path(sys.argv.pop(1))
+program["main"].__globals__["SETTINGS"] = sys.argv.pop(1)
+sys.exit(program["main"]())
+"""
+# The module, in a process of its own since it takes mounts of its own.
+RESTORE = """
+import json, sys
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.nas.assistant.plugins.modules import backup_restore
+with patch_module_args(json.loads(sys.argv[1])):
+    backup_restore.main()
+"""
+CODES = {"wrong key": 21, "no room": 22, "busy": 23, "refused": 25, "unreachable": 26}
+CODES |= {"damaged": 27, "gone": 28, "device": 30, "foreign": 31, "incomplete": 32, "differs": 33}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _restic() -> None:
+    missing = [name for name in ("restic", "rclone") if not shutil.which(name)]
+    if missing and os.geteuid() == 0:
+        apt.install(missing, why="the tests of backups copy to a real server")
+
+
+class OffSite:
+    """A server that takes new restore points and deletes none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"rest:http://127.0.0.1:{self.port}/nas1/"
+
+    @property
+    def packs(self) -> list[Path]:
+        """Its data, the largest file first."""
+        files = [each for each in (self.folder / "nas1/data").rglob("*") if each.is_file()]
+        return sorted(files, key=lambda each: -each.stat().st_size)
+
+    def start(self) -> None:
+        # Without its cache, which goes on answering for files that are gone.
+        command = ["rclone", "serve", "restic", "--append-only", "--cache-objects=false", "--addr"]
+        self.process = subprocess.Popen(
+            [*command, f"127.0.0.1:{self.port}", str(self.folder)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
+
+
+class Nas:
+    """A pool with two volumes, a folder elsewhere, and two places for copies."""
+
+    def __init__(self, pool: Path, folder: Path, disk: str, off_site: OffSite) -> None:
+        self.pool, self.folder, self.disk, self.off_site = pool, folder, disk, off_site
+        self.documents = pool / "documents"
+        for name in ("documents", "photos"):
+            sh("btrfs", "subvolume", "create", str(pool / name))
+        (pool / ".snapshots").mkdir(mode=0o700)
+        fill(self.documents)
+        (pool / "photos/one").write_bytes(os.urandom(100_000))
+        self.etc = folder / "etc"
+        self.etc.mkdir()
+        (self.etc / "config.ini").write_text("[server]\n")
+        self.state, self.metrics = folder / "state", folder / "metrics"
+        self.metrics.mkdir()
+        (folder / "key").write_text("correct horse battery staple\n")
+        self.settings: dict[str, Any] = {
+            "host": "nas1",
+            "sources": [
+                {"volume": f"tank/{name}", "path": str(pool / name), "folder": f"{pool}/.snapshots"}
+                for name in ("documents", "photos")
+            ]
+            + [{"path": str(self.etc)}],
+            "copies": [
+                {"name": "offsite", "repository": off_site.address, "keep": {"last": 3}},
+                {
+                    "name": "usb",
+                    "device": sh("blkid", "-o", "value", "-s", "UUID", disk).strip(),
+                    "keep": {"last": 3},
+                    "verify": 100,
+                    "full": True,
+                },
+            ],
+            "password_file": str(folder / "key"),
+            "state": str(self.state),
+            "scratch": str(folder),
+            "metrics": str(self.metrics),
+            "cache": str(folder / "cache"),
+            "drill": 1 << 30,
+        }
+
+    def command(self, *words: str) -> list[str]:
+        settings = self.folder / "backup.json"
+        settings.write_text(json.dumps(self.settings))
+        return [
+            *(sys.executable, "-c", RUN, str(ROOT / "roles/backup/files/nas-backup")),
+            *(str(settings), *words),
+        ]
+
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(self.command(*words), capture_output=True, text=True, check=False)
+
+    def run(self, *words: str) -> str:
+        """Run what must succeed; return what it prints."""
+        done = self.call(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def fails(self, cause: str, *words: str) -> str:
+        """Run what must fail for a reason; return what it says."""
+        done = self.call(*words)
+        assert done.returncode == CODES[cause], (done.returncode, done.stdout, done.stderr)
+        assert f"nas-backup: {words[-1]}: {cause}: " in done.stderr
+        prefix = "nas_backup_drill_failed" if words[0] == "drill" else "nas_backup_failed"
+        assert f'{prefix}{{copy="{words[-1]}",cause="{cause}"}} 1' in self.metric(words[-1])
+        return done.stderr
+
+    def metric(self, copy: str) -> str:
+        return (self.metrics / f"nas_backup_{copy}.prom").read_text()
+
+    def points(self, copy: str) -> list[str]:
+        return self.run("points", copy).splitlines()
+
+    def restore(self, copy: str, **arguments: Any) -> dict[str, Any]:
+        self.command()
+        given = {"settings": str(self.folder / "backup.json"), "copy": copy, **arguments}
+        done = subprocess.run(
+            [sys.executable, "-c", RESTORE, json.dumps(given)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+
+def fill(folder: Path) -> None:
+    """Files of all kinds that a copy must get right."""
+    (folder / "letters").mkdir(mode=0o750)
+    (folder / "letters/a [1]*?.txt").write_text("Dear reader\n")
+    (folder / "letters/run").write_bytes(os.urandom(3 << 20))
+    os.chown(folder / "letters/run", 1234, 5678)
+    (folder / "letters/run").chmod(0o4750)  # after chown, which takes the first digit away
+    (folder / "link").symlink_to("letters/nowhere")
+    os.mkfifo(folder / "pipe")
+    os.link(folder / "letters/run", folder / "other name")
+    Path(os.fsdecode(os.fsencode(folder) + b"/not utf-8 \xff")).write_text("odd")
+    os.setxattr(folder / "letters", "user.colour", b"blue")
+    os.utime(folder / "letters/a [1]*?.txt", ns=(1, 1_234_567_890_123_456_789))
+    (folder / "empty").mkdir()
+    with sqlite3.connect(folder / "usage.db") as database:
+        database.execute("CREATE TABLE usage (tokens INTEGER)")
+        database.execute("INSERT INTO usage VALUES (42)")
+    database.close()
+
+
+def listing(folder: Path) -> str:
+    """All that a copy must bring back, as another program sees it."""
+    script = r"""
+        cd "$1"
+        find . -type d -printf '%P %y %m %U %G %T@\n' | sort
+        find . ! -type d -printf '%P %y %m %U %G %s %l %T@\n' | sort
+        find . -type f -print0 | sort -z | xargs -0 sha256sum
+    """
+    command = ["sh", "-ec", script, "sh", str(folder)]
+    listed = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    return f"{os.fsdecode(listed)}{os.getxattr(folder / 'letters', 'user.colour')!r}"
+
+
+@pytest.fixture
+def off_site(folder: Path) -> Iterator[OffSite]:
+    place = folder / "offsite"
+    place.mkdir()
+    server = OffSite(place)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def nas(pool: Path, folder: Path, make_disks: Callable[..., list[str]], off_site: OffSite) -> Nas:
+    (disk,) = make_disks(1, 96 << 20)
+    sh("mkfs.ext4", "-q", disk)
+    return Nas(pool, folder, disk, off_site)
+
+
+def test_points_in_both_copies(nas: Nas) -> None:
+    for copy in ("offsite", "usb"):
+        assert "point " in nas.run("run", copy)
+        assert len(nas.points(copy)) == 1
+        assert f'nas_backup_failed{{copy="{copy}",cause=""}} 0' in nas.metric(copy)
+        assert f'nas_backup_restore_points{{copy="{copy}"}} 1' in nas.metric(copy)
+        assert "restored and proven: " in nas.run("drill", copy)
+        assert f'nas_backup_drill_failed{{copy="{copy}",cause=""}} 0' in nas.metric(copy)
+    # Nothing of it is left on the NAS, and the disk can be taken away.
+    assert os.listdir(nas.pool / ".snapshots/.backup") == []
+    assert not (nas.folder / "nas-assistant-drill").exists()
+    mounts = Path("/proc/self/mounts").read_text()
+    assert nas.disk not in mounts
+    assert "backup-offsite" not in mounts
+
+
+def test_what_has_not_changed_costs_nothing(nas: Nas) -> None:
+    nas.run("run", "offsite")
+    size = sum(each.stat().st_size for each in nas.off_site.packs)
+    assert size > 3 << 20
+    (nas.documents / "new").write_bytes(os.urandom(50_000))
+    nas.run("run", "offsite")
+    grown = sum(each.stat().st_size for each in nas.off_site.packs) - size
+    assert 50_000 < grown < 250_000
+    assert len(nas.points("offsite")) == 2
+
+
+def test_a_volume_comes_back_as_a_snapshot(nas: Nas) -> None:
+    before = listing(nas.documents)
+    sh("btrfs", "property", "set", str(nas.documents), "compression", "zstd")
+    for copy in ("offsite", "usb"):
+        nas.run("run", copy)
+    shutil.rmtree(nas.documents / "letters")
+    (nas.documents / "usage.db").write_bytes(b"overwritten")
+    for copy in ("offsite", "usb"):
+        answer = nas.restore(copy, sources=["tank/documents"])
+        (restored,) = answer["restored"]
+        snapshot = nas.pool / ".snapshots" / restored["snapshot"]
+        assert listing(snapshot) == before
+        assert "ro=true" in sh("btrfs", "property", "get", str(snapshot), "ro")
+        assert "zstd" in sh("btrfs", "property", "get", str(snapshot), "compression")
+        assert os.listdir(nas.pool / ".snapshots/.nas-assistant-restore") == []
+    assert (nas.documents / "usage.db").read_bytes() == b"overwritten"
+    shown = nas.restore("usb", _ansible_check_mode=True)
+    assert [each["name"] for each in shown["restored"]] == [
+        *("tank/documents", "tank/photos"),
+        str(nas.etc),
+    ]
+
+
+def test_files_come_back_and_nothing_is_overwritten(nas: Nas) -> None:
+    nas.run("run", "offsite")
+    letter = nas.documents / "letters/a [1]*?.txt"
+    letter.write_text("Dear nobody\n")
+    (nas.documents / "letters/run").unlink()
+    (nas.documents / "letters/newer").write_text("stays\n")
+    (nas.documents / "usage.db").write_bytes(b"stays too")
+    answer = nas.restore("offsite", sources=["tank/documents"], path="letters")
+    (restored,) = answer["restored"]
+    assert restored["changed"] == 2
+    assert letter.read_text() == "Dear reader\n"
+    assert os.stat(letter).st_mtime_ns == 1_234_567_890_123_456_789
+    assert os.stat(nas.documents / "letters/run").st_mode & 0o7777 == 0o4750
+    assert (nas.documents / "letters/newer").read_text() == "stays\n"
+    assert (nas.documents / "usage.db").read_bytes() == b"stays too"
+    assert Path(restored["kept"], "letters", letter.name).read_text() == "Dear nobody\n"
+    assert not nas.restore("offsite", sources=["tank/documents"], path="letters")["changed"]
+    # Another folder, of a NAS that never had it.
+    elsewhere = nas.folder / "elsewhere"
+    nas.restore("offsite", sources=["tank/documents"], path="letters/run", to=str(elsewhere))
+    assert (elsewhere / "letters/run").stat().st_size == 3 << 20
+    (nas.etc / "config.ini").unlink()
+    nas.restore("offsite", sources=[str(nas.etc)])
+    assert (nas.etc / "config.ini").read_text() == "[server]\n"
+    for wrong, why in (
+        ({"sources": ["tank/music"]}, "tank/music is not in this point, which holds tank/docu"),
+        ({"sources": ["tank/documents"], "path": "../x"}, "give it from the source on"),
+        ({"sources": ["tank/documents"], "path": "nowhere"}, "has no 'nowhere'"),
+        ({"path": "letters"}, "name it in sources"),
+        ({"point": "ffff"}, "is no restore point; there are: "),
+    ):
+        assert why in nas.restore("offsite", **wrong)["msg"]
+
+
+def flip(path: Path) -> None:
+    """Change one bit of a file, and nothing else about it."""
+    status = path.stat()
+    path.chmod(0o600)
+    with path.open("r+b") as stream:
+        stream.seek(status.st_size // 2)
+        (byte,) = stream.read(1)
+        stream.seek(-1, os.SEEK_CUR)
+        stream.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def on_disk(nas: Nas, work: Callable[[Path], None]) -> None:
+    """Do something with what is on the disk of copies."""
+    point = nas.folder / "there"
+    point.mkdir(exist_ok=True)
+    sh("mount", nas.disk, str(point))
+    work(point / "nas-assistant/nas1")
+    sh("umount", str(point))
+
+
+def packs(repository: Path) -> list[Path]:
+    files = [each for each in (repository / "data").rglob("*") if each.is_file()]
+    return sorted(files, key=lambda each: -each.stat().st_size)
+
+
+def test_a_flipped_bit_is_found_and_the_other_copy_restores(nas: Nas) -> None:
+    before = listing(nas.documents)
+    nas.run("run", "offsite")
+    nas.run("run", "usb")
+    flip(nas.off_site.packs[0])
+    # A backup writes, and does not see it; a drill reads.
+    nas.run("run", "offsite")
+    nas.fails("damaged", "drill", "offsite")
+    answer = nas.restore("offsite", sources=["tank/documents"])
+    assert "damaged" in answer["msg"]
+    assert os.listdir(nas.pool / ".snapshots") == [".backup", ".nas-assistant-restore"]
+    (restored,) = nas.restore("usb", sources=["tank/documents"])["restored"]
+    assert listing(nas.pool / ".snapshots" / restored["snapshot"]) == before
+
+
+def test_a_truncated_weekly_copy_is_found_and_nothing_of_it_deleted(nas: Nas) -> None:
+    nas.settings["copies"][1]["keep"] = {"last": 1}
+    for _ in range(3):
+        nas.run("run", "usb")
+    nas.run("run", "offsite")
+
+    def cut(repository: Path) -> None:
+        largest = packs(repository)[0]
+        largest.chmod(0o600)
+        os.truncate(largest, 1000)
+
+    on_disk(nas, cut)
+    nas.fails("damaged", "run", "usb")
+    # The floor is 3, and the fourth was not proven.
+    assert len(nas.points("usb")) == 4
+    nas.fails("damaged", "drill", "usb")
+    assert nas.restore("offsite", sources=["tank/documents"])["changed"]
+
+
+def test_a_wrong_key_is_called_one(nas: Nas) -> None:
+    nas.run("run", "offsite")
+    (nas.folder / "key").write_text("another\n")
+    shutil.rmtree(nas.folder / "cache")
+    assert "backup_password" in nas.fails("wrong key", "run", "offsite")
+    nas.fails("wrong key", "drill", "offsite")
+    assert "wrong key" in nas.restore("offsite")["msg"]
+
+
+def test_an_off_site_that_is_away(nas: Nas) -> None:
+    nas.run("run", "offsite")
+    nas.off_site.stop()
+    nas.fails("unreachable", "run", "offsite")
+    success = "nas_backup_success_time_seconds"
+    assert success in nas.metric("offsite")
+    nas.run("run", "usb")
+    assert nas.restore("usb", sources=["tank/photos"])["changed"]
+    nas.off_site.start()
+    nas.run("run", "offsite")
+
+
+def test_an_off_site_that_was_emptied_is_not_begun_anew_in_silence(nas: Nas) -> None:
+    nas.run("run", "offsite")
+    (nas.off_site.folder / "nas1").rename(nas.off_site.folder / "gone")
+    assert "nas-backup accept offsite" in nas.fails("gone", "run", "offsite")
+    assert not (nas.off_site.folder / "nas1/config").exists()
+    nas.run("accept", "offsite")
+    nas.run("run", "offsite")
+
+
+def test_a_blank_nas_does_not_hide_the_points_of_the_lost_one(nas: Nas) -> None:
+    nas.run("run", "offsite")
+    nas.run("run", "usb")
+    shutil.rmtree(nas.state)
+    shutil.rmtree(nas.documents / "letters")
+    assert "nas.assistant.restore" in nas.fails("foreign", "run", "offsite")
+    nas.fails("foreign", "run", "usb")
+    assert nas.restore("offsite")["changed"]
+    nas.run("run", "offsite")
+    nas.fails("foreign", "run", "usb")
+    nas.run("accept", "usb")
+    nas.run("run", "usb")
+
+
+def test_the_device_must_be_another_disk_and_there(nas: Nas) -> None:
+    copy = nas.settings["copies"][1]
+    own = sh("findmnt", "-n", "-o", "SOURCE", "--target", str(nas.pool)).strip()
+    copy["device"] = sh("blkid", "-o", "value", "-s", "UUID", own).strip()
+    assert "is on the same disk as tank/documents" in nas.fails("device", "run", "usb")
+    copy["device"] = "00000000-0000-4000-8000-000000000001"
+    assert "Connect it" in nas.fails("device", "run", "usb")
+
+
+def test_a_source_that_is_away_makes_the_point_incomplete(nas: Nas) -> None:
+    for _ in range(2):
+        nas.run("run", "usb")
+    sh("btrfs", "subvolume", "delete", str(nas.pool / "photos"))
+    (nas.pool / "photos").mkdir()
+    for _ in range(3):
+        assert "photos is no subvolume" in nas.fails("incomplete", "run", "usb")
+    assert 'nas_backup_restore_points{copy="usb"} 2' in nas.metric("usb")
+    assert sum("incomplete" in line for line in nas.points("usb")) == 3
+    # The newest that has all is what comes back.
+    assert len(nas.restore("usb", _ansible_check_mode=True)["restored"]) == 3
+
+
+def test_a_full_disk_costs_no_point(nas: Nas) -> None:
+    nas.run("run", "usb")
+    (nas.documents / "much").write_bytes(os.urandom(120 << 20))
+    nas.fails("no room", "run", "usb")
+    (nas.documents / "much").unlink()
+    assert len(nas.points("usb")) == 1
+    assert "proven" in nas.run("drill", "usb")
+    nas.run("run", "usb")
+
+
+def test_the_nas_itself_cannot_delete_or_overwrite_what_is_off_site(nas: Nas) -> None:
+    """With all that the NAS has: its key, its settings, its program."""
+    nas.run("run", "offsite")
+    before = {
+        each: each.read_bytes()
+        for each in (nas.off_site.folder / "nas1").rglob("*")
+        if each.is_file()
+    }
+    environ = {
+        **os.environ,
+        "RESTIC_REPOSITORY": nas.off_site.address,
+        "RESTIC_PASSWORD_FILE": str(nas.folder / "key"),
+        "RESTIC_CACHE_DIR": str(nas.folder / "cache"),
+    }
+    # Below data there are folders of two letters, of which the protocol does not speak.
+    names = [each.relative_to(nas.off_site.folder / "nas1").parts for each in before]
+    assert {parts[0] for parts in names} == {"config", "data", "index", "keys", "snapshots"}
+    for parts in names:
+        place = "/".join(parts if len(parts) < 3 else (parts[0], parts[2]))
+        url = f"http://127.0.0.1:{nas.off_site.port}/nas1/{place}"
+        for method in ("DELETE", "POST"):
+            code = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}")
+            assert sh(*code, "-X", method, "-d", "x", url) == "403", (method, place)
+    # Junk, dated today and in time to come, evicts nothing: the NAS has no say in that.
+    junk = nas.folder / "junk"
+    junk.write_text("encrypted by somebody else")
+    for date in ("2099-01-01 00:00:00", "2099-01-02 00:00:00"):
+        subprocess.run(
+            ["restic", "backup", "-q", "--host", "nas1", "--time", date, str(junk)],
+            env=environ,
+            check=True,
+        )
+    assert {each: each.read_bytes() for each in before} == before
+    assert "proven" in nas.run("drill", "offsite")
+
+
+def test_a_killed_run_leaves_nothing_and_the_next_one_works(nas: Nas) -> None:
+    (nas.documents / "much").write_bytes(os.urandom(40 << 20))
+    for delay in (0.3, 0.8, 1.5, 2.5):
+        process = subprocess.Popen(
+            nas.command("run", "usb"), stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert str(nas.pool / ".snapshots/.backup") not in Path("/proc/self/mounts").read_text()
+    nas.run("run", "usb")
+    assert os.listdir(nas.pool / ".snapshots/.backup") == []
+    assert "proven" in nas.run("drill", "usb")
+
+
+def test_two_runs_at_once(nas: Nas) -> None:
+    (nas.documents / "much").write_bytes(os.urandom(50 << 20))
+    first = subprocess.Popen(nas.command("run", "usb"), stdout=subprocess.DEVNULL)
+    time.sleep(0.7)
+    done = nas.call("run", "usb")
+    assert first.wait() == 0
+    # Where the first one was done within the wait for it, both are right.
+    assert done.returncode in (0, CODES["busy"])
+    nas.run("run", "offsite")
+
+
+def test_a_drill_finds_a_database_that_was_copied_damaged(nas: Nas) -> None:
+    path = nas.documents / "usage.db"
+    content = bytearray(path.read_bytes())
+    content[4096 + 8 : 4096 + 40] = b"\xff" * 32
+    path.write_bytes(content)
+    nas.run("run", "offsite")
+    assert "usage.db" in nas.fails("differs", "drill", "offsite")
+
+
+def test_what_is_too_large_is_drilled_by_a_sample(nas: Nas) -> None:
+    for number in range(30):
+        (nas.documents / f"file {number} [x]").write_bytes(os.urandom(50_000))
+    nas.run("run", "offsite")
+    nas.settings["drill"] = 1_000_000
+    said = nas.run("drill", "offsite")
+    assert "restored and proven" in said
+    (metric,) = [
+        line
+        for line in nas.metric("offsite").splitlines()
+        if line.startswith("nas_backup_drill_bytes")
+    ]
+    assert 100_000 < float(metric.split()[-1]) <= 1_000_000
+
+
+def test_a_full_copy_tells_of_what_changed_though_nobody_wrote_it(nas: Nas) -> None:
+    nas.run("run", "usb")
+    listed = nas.state / "usb/manifest" / "volumes%tank%photos.jsonl"
+    lines = listed.read_text().splitlines(keepends=True)
+    lines[-1] = lines[-1].replace(json.loads(lines[-1])[7], "0" * 64)
+    listed.write_text("".join(lines))
+    assert "though nobody wrote it" in nas.fails("incomplete", "run", "usb")
+    nas.run("run", "usb")
+
+
+def test_old_points_go_where_the_nas_has_no_say(
+    nas: Nas, call: Callable[..., dict[str, Any]]
+) -> None:
+    """As the server that holds them, or the controller, would prune them."""
+    given = {
+        "host": "nas1",
+        "repository": str(nas.off_site.folder / "nas1"),
+        "password": "correct horse battery staple",
+        "keep": {"last": 1, "within": "1h"},
+    }
+    environ = {
+        **os.environ,
+        "RESTIC_REPOSITORY": nas.off_site.address,
+        "RESTIC_PASSWORD_FILE": str(nas.folder / "key"),
+        "RESTIC_CACHE_DIR": str(nas.folder / "cache"),
+    }
+    junk = nas.folder / "junk"
+    junk.write_text("encrypted by somebody else")
+
+    def push(date: str) -> None:
+        command = ["restic", "backup", "-q", "--host", "nas1", "--time", date, str(junk)]
+        subprocess.run(command, env=environ, check=True)
+
+    nas.run("run", "offsite")
+    (good,) = [line.split()[0] for line in nas.points("offsite")]
+    # Dated in time to come, and today: neither is a reason to give up what is good.
+    for year in range(2090, 2096):
+        push(f"{year}-01-01 00:00:00")
+    for _ in range(4):
+        push(time.strftime("%Y-%m-%d %H:%M:%S"))
+    assert not call(backup_prune.main, **given)["changed"]
+    for day in range(1, 6):
+        push(f"2020-01-0{day} 00:00:00")
+    assert len(call(backup_prune.main, check=True, **given)["deleted"]) == 5
+    # A damaged pack ends it before anything is deleted.
+    pack = nas.off_site.packs[0]
+    whole = pack.read_bytes()
+    flip(pack)
+    assert "damaged" in call(backup_prune.main, **given)["msg"]
+    assert len(nas.points("offsite")) == 16
+    pack.write_bytes(whole)
+    answer = call(backup_prune.main, **given)
+    assert len(answer["deleted"]) == 5
+    assert answer["kept"][0].startswith(good)
+    assert not call(backup_prune.main, **given)["changed"]
+    assert "wrong key" in call(backup_prune.main, **{**given, "password": "another"})["msg"]
+    assert nas.restore("offsite", point=good, sources=["tank/photos"])["changed"]
