@@ -69,9 +69,8 @@ def run(settings: Settings, name: str) -> Record:
         # What a run that was killed left; those of others that are alive stay.
         repository.run("unlock")
         problems: list[str] = []
-        with staged(settings, copy) as (stage, lacking):
-            problems += lacking
-            record |= _copy(settings, copy, repository, stage, problems)
+        with staged(settings, copy, problems) as (stage, shown):
+            record |= _copy(settings, copy, repository, stage, shown, problems)
         if copy.verify:
             share = f"--read-data-subset={copy.verify}%" if copy.verify < 100 else "--read-data"
             repository.run("check", share)
@@ -188,30 +187,33 @@ def separate(settings: Settings, copy: Copy) -> str:
 
 
 @contextlib.contextmanager
-def staged(settings: Settings, copy: Copy) -> Iterator[tuple[str, list[str]]]:
+def staged(
+    settings: Settings, copy: Copy, problems: list[str]
+) -> Iterator[tuple[str, list[Source]]]:
     """Show all sources below one folder, always the same, volumes from fresh snapshots.
 
-    Gives the folder, and what is not there.
+    Gives the folder and the sources that are there; ``problems`` gets what is said of the others.
     """
     stage = os.path.join(RUN, f"backup-{copy.name}")
-    lacking = []
-    with contextlib.ExitStack() as stack:
+    shown = []
+    # Left in the other order: what is mounted before what was made.
+    with contextlib.ExitStack() as made, contextlib.ExitStack() as mounted:
         private.empty(stage)
-        stack.callback(private.unmount, stage)
+        mounted.callback(private.unmount, stage)
         for source in settings.sources:
             try:
-                shown = source.path
-                if source.volume:
-                    shown = _snapshot(source, copy, stack)
-                elif not os.path.isdir(shown):
-                    raise BackupError("incomplete", f"{shown} is no folder")
-                private.bind(shown, os.path.join(stage, source.place))
+                path = _snapshot(source, copy, made) if source.volume else source.path
+                if not os.path.isdir(path):
+                    raise BackupError("incomplete", f"{path} is no folder")
+                private.bind(path, os.path.join(stage, source.place))
             except (BackupError, btrfs.BtrfsError, private.MountError, OSError) as error:
-                lacking.append(f"{source.name}: {error}")
-        yield stage, lacking
+                problems.append(f"{source.name}: {error}")
+            else:
+                shown.append(source)
+        yield stage, shown
 
 
-def _snapshot(source: Source, copy: Copy, stack: contextlib.ExitStack) -> str:
+def _snapshot(source: Source, copy: Copy, made: contextlib.ExitStack) -> str:
     """Make a snapshot of a volume that is deleted at the end; return where it is."""
     if not snapshots.is_subvolume(source.path):
         raise BackupError("incomplete", f"{source.path} is no subvolume, or is not mounted")
@@ -219,7 +221,7 @@ def _snapshot(source: Source, copy: Copy, stack: contextlib.ExitStack) -> str:
     os.makedirs(folder, mode=0o700, exist_ok=True)
     path = os.path.join(folder, f"{copy.name}.{source.place.split('/')[-1]}")
     _delete(path)
-    stack.callback(_delete, path)
+    made.callback(_delete, path)
     btrfs.call("btrfs", "subvolume", "snapshot", "-r", source.path, path)
     return path
 
@@ -230,10 +232,14 @@ def _delete(path: str) -> None:
 
 
 def _copy(
-    settings: Settings, copy: Copy, repository: Repository, stage: str, problems: list[str]
+    settings: Settings,
+    copy: Copy,
+    repository: Repository,
+    stage: str,
+    shown: Sequence[Source],
+    problems: list[str],
 ) -> Record:
     """Write the manifests of what is staged, and copy both; return figures."""
-    shown = [each for each in settings.sources if os.path.isdir(os.path.join(stage, each.place))]
     kept = os.path.join(settings.state, copy.name)
     os.makedirs(os.path.join(kept, "manifest"), mode=0o700, exist_ok=True)
     sources = [_list(settings, copy, stage, each, problems) for each in shown]
@@ -257,11 +263,13 @@ def _copy(
     for source in shown:
         for each in source.exclude:
             words += ["--exclude", os.path.join(stage, source.place, each)]
+    places = [each.place for each in shown]
     # 3: something could not be read, and the rest was copied.
-    told = repository.run(
-        *words, "manifest", *(each.place for each in shown), folder=stage, accepted=(0, 3)
-    )
-    summary = json.loads(told.strip().splitlines()[-1])
+    done = repository.attempt(*words, "manifest", *places, folder=stage, accepted=(0, 3))
+    # From a folder in use, files go; from a snapshot, they do not.
+    if done.returncode == 3 and all(each.settled for each in shown):
+        problems.append(repository.without_secrets(" ".join(done.stderr.split())))
+    summary = json.loads(done.stdout.strip().splitlines()[-1])
     return {
         "added": summary["data_added"],
         "bytes": summary["total_bytes_processed"],

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.nas.assistant.plugins.module_utils._commands import run, spoken
+from ansible_collections.nas.assistant.plugins.module_utils._commands import demand, run
 
 TOP_LEVEL = 5  # id of the subvolume that every filesystem has
 MOUNTS = "/proc/self/mountinfo"
@@ -82,14 +82,7 @@ def call(*argv: str, accepted: Sequence[int] = (0,)) -> str:
 
     :raises BtrfsError: it ended with another code than the accepted ones; says what it said.
     """
-    try:
-        done = run(argv)
-    except FileNotFoundError:
-        raise BtrfsError(f"{argv[0]} is not installed (package btrfs-progs)") from None
-    if done.returncode not in accepted:
-        said = " ".join((done.stderr or done.stdout).split())
-        raise BtrfsError(f"{spoken(argv)}: {said or f'ended with {done.returncode}'}")
-    return str(done.stdout)
+    return str(demand(argv, BtrfsError, accepted, "btrfs-progs"))
 
 
 def parse_subvolumes(listing: str, read_only: str) -> list[Subvolume]:

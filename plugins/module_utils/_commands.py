@@ -27,6 +27,29 @@ def run(argv: Sequence[str], timeout: float | None = None) -> subprocess.Complet
     )
 
 
+def demand(
+    argv: Sequence[str],
+    failure: type[Exception],
+    accepted: Sequence[int] = (0,),
+    package: str = "",
+) -> str:
+    """Run a command that must succeed; return what it prints.
+
+    :param failure: what is raised where it does not; says what the command said.
+    :param accepted: codes that are a success.
+    :param package: where the command comes from, for the message.
+    """
+    try:
+        done = run(argv)
+    except FileNotFoundError:
+        source = f" (package {package})" if package else ""
+        raise failure(f"{argv[0]} is not installed{source}") from None
+    if done.returncode not in accepted:
+        said = " ".join((done.stderr or done.stdout).split())
+        raise failure(f"{spoken(argv)}: {said or f'ended with {done.returncode}'}")
+    return str(done.stdout)
+
+
 def spoken(argv: Sequence[str]) -> str:
     """Return a command as a message names it: a script among its words by the first line only."""
     return shlex.join(

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-from ansible_collections.nas.assistant.plugins.module_utils._commands import run, spoken
+from ansible_collections.nas.assistant.plugins.module_utils._commands import demand
 
 _CLONE_NEWNS = 0x00020000  # linux/sched.h
 
@@ -24,35 +24,29 @@ def enter() -> None:
     # os.unshare comes with Python 3.12.
     if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWNS) != 0:
         raise MountError(f"mounts of its own: {os.strerror(ctypes.get_errno())}")
-    _call("mount", "--make-rslave", "/")
+    demand(["mount", "--make-rslave", "/"], MountError)
 
 
 def empty(point: str) -> None:
     """Mount a folder for mount points and little files, which lives in memory."""
     os.makedirs(point, mode=0o700, exist_ok=True)
-    _call("mount", "-t", "tmpfs", "-o", "mode=0700,size=4m", "nas-assistant", point)
+    demand(["mount", "-t", "tmpfs", "-o", "mode=0700,size=4m", "nas-assistant", point], MountError)
 
 
 def bind(source: str, point: str, read_only: bool = True) -> None:
     """Show a folder, without what is mounted in it, in another place."""
     os.makedirs(point, exist_ok=True)
-    _call("mount", "--bind", source, point)
+    demand(["mount", "--bind", source, point], MountError)
     if read_only:
-        _call("mount", "-o", "remount,bind,ro", point)
+        demand(["mount", "-o", "remount,bind,ro", point], MountError)
 
 
 def mount(device: str, point: str, options: str) -> None:
     """Mount a device."""
     os.makedirs(point, mode=0o700, exist_ok=True)
-    _call("mount", "-o", options, device, point)
+    demand(["mount", "-o", options, device, point], MountError)
 
 
 def unmount(point: str) -> None:
     """Unmount what is at a point, and what is mounted in it."""
-    _call("umount", "--recursive", point)
-
-
-def _call(*argv: str) -> None:
-    done = run(argv)
-    if done.returncode != 0:
-        raise MountError(f"{spoken(argv)}: {' '.join(done.stderr.split())}")
+    demand(["umount", "--recursive", point], MountError)

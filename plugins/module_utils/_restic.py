@@ -144,17 +144,22 @@ class Repository:
             **self.environment,
         }
 
-    def run(
+    def run(self, *words: str, patience: float | None = None, to: Any = subprocess.PIPE) -> str:
+        """Run restic; return what it prints. As ``attempt``."""
+        return self.attempt(*words, patience=patience, to=to).stdout or ""
+
+    def attempt(
         self,
         *words: str,
         folder: str | None = None,
         accepted: Sequence[int] = (0,),
         patience: float | None = None,
         to: Any = subprocess.PIPE,
-    ) -> str:
-        """Run restic; return what it prints.
+    ) -> subprocess.CompletedProcess[str]:
+        """Run restic; return how it ended.
 
         :param folder: where it runs.
+        :param accepted: codes that are no failure.
         :param patience: seconds.
         :param to: where its output goes instead.
         :raises BackupError: it failed; names what restic said, why, and the remedy.
@@ -180,7 +185,7 @@ class Repository:
         if done.returncode not in accepted:
             said = done.stderr.strip() or (done.stdout or "").strip()
             raise self.error(words[0], said or f"ended with {done.returncode}")
-        return done.stdout or ""
+        return done
 
     def error(self, word: str, said: str) -> BackupError:
         """What restic's words mean."""

@@ -8,7 +8,8 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 
-from ansible_collections.nas.assistant.plugins.module_utils._commands import run, spoken
+from ansible_collections.nas.assistant.plugins.module_utils import _commands
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 from ansible_collections.nas.assistant.plugins.module_utils._files import replace
 
 DOCKER = "docker.service"
@@ -21,13 +22,7 @@ class StandstillError(Exception):
 
 def demand(argv: Sequence[str]) -> str:
     """Run a command that must succeed; return what it prints."""
-    try:
-        done = run(argv)
-    except FileNotFoundError:
-        raise StandstillError(f"{argv[0]} is not installed") from None
-    if done.returncode != 0:
-        raise StandstillError(f"{spoken(argv)}: {' '.join((done.stderr or done.stdout).split())}")
-    return str(done.stdout)
+    return str(_commands.demand(argv, StandstillError))
 
 
 class Standstill:

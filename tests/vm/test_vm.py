@@ -196,7 +196,8 @@ def test_power_that_fails_before_the_confirmation(lab: Lab, inventory: Path) -> 
     boot("max", inventory)
     assert lab.on(host, "ls /var/lib/nas-guard") == ""
     assert reachable(second(host))
-    assert "changed=0" in lab.site()
+    site = lab.site()
+    assert "changed=0" in site, site
 
 
 def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:
@@ -214,7 +215,7 @@ def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:
     refused = subprocess.run(lab.command(), cwd=ROOT, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     said = " ".join(refused.stdout.split())
-    assert "this CPU lacks avx" in said
+    assert "this CPU lacks avx" in said, refused.stdout
     assert 'the image built with the engine "source"' in said
     assert lab.on(host, "docker inspect -f '{{.State.Running}}' nas-assistant") == "false"
 
