@@ -33,14 +33,12 @@ PASSWORD = "of-the-server-alone"
 METRICS = "/var/lib/prometheus/node-exporter"
 # All that must come back, as sha256sum sees it. Nginx's copy of the certificate is among it.
 LISTING = f"""
-set -e
-cd /
-find srv/documents {MODELS[1:]} -type f -exec sha256sum {{}} +
-find srv/documents -printf '%p %y %m %U %G %s %l\\n'
-sha256sum etc/nas-assistant/config.ini etc/nas-assistant/tls/*
+cd / && {{
+  find srv/documents {MODELS[1:]} -type f -exec sha256sum {{}} +
+  find srv/documents -printf '%p %y %m %U %G %s %l\\n'
+  sha256sum etc/nas-assistant/config.ini etc/nas-assistant/tls/*
+}} | sort
 """
-
-
 FILES = """
 mkdir letters
 echo one > letters/first
@@ -278,7 +276,8 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     built = time.monotonic()
     # It makes no copy, which would be the newest.
     message = said(playbook("backup", **new, backup_run=["offsite"]))
-    assert "foreign: offsite has 2 restore points of nas1" in message
+    assert "foreign: offsite has " in message
+    assert "nas.assistant.restore" in message
     restoring = time.monotonic()
     text = worked(playbook("restore", **new, backup_restore={"copy": "offsite"}))
     restored = time.monotonic()
