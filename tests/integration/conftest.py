@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from shell import LABEL, sh
+from sshd import Sshd
 
 from lab import apt, disks, paths
 
@@ -79,3 +80,21 @@ def pool(folder: Path, make_disks: Callable[..., list[str]]) -> Path:
     point.mkdir()
     sh("mount", devices[0], str(point))
     return point
+
+
+@pytest.fixture
+def sshd(folder: Path) -> Iterator[Sshd]:
+    """An SSH server, below the folder of the test."""
+    program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if not program:
+        pytest.skip("there is no sshd on this machine (package openssh-server)")
+    # Debian's sshd insists on this empty folder, which its service makes.
+    privileges = Path("/run/sshd")
+    missing = not privileges.exists()
+    privileges.mkdir(mode=0o755, exist_ok=True)
+    server = Sshd(folder / "sshd", program)
+    server.start()
+    yield server
+    server.stop()
+    if missing:
+        privileges.rmdir()

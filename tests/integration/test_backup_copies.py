@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.nas.assistant.plugins.filter.backup import backup_copies
 from ansible_collections.nas.assistant.plugins.modules import backup_prune
 from shell import sh
+from sshd import Sshd
 
 from lab import apt
 
@@ -40,8 +42,9 @@ from ansible_collections.nas.assistant.plugins.modules import backup_restore
 with patch_module_args(json.loads(sys.argv[1])):
     backup_restore.main()
 """
-CODES = {"wrong key": 21, "no room": 22, "busy": 23, "refused": 25, "unreachable": 26}
-CODES |= {"damaged": 27, "gone": 28, "device": 30, "foreign": 31, "incomplete": 32, "differs": 33}
+CODES = {"wrong key": 21, "no room": 22, "busy": 23, "untrusted": 24, "refused": 25}
+CODES |= {"unreachable": 26, "damaged": 27, "gone": 28, "device": 30, "foreign": 31}
+CODES |= {"incomplete": 32, "differs": 33}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -595,3 +598,27 @@ def test_old_points_go_where_the_nas_has_no_say(
     assert not call(backup_prune.main, **given)["changed"]
     assert "wrong key" in call(backup_prune.main, **{**given, "password": "another"})["msg"]
     assert nas.restore("offsite", point=good, sources=["tank/photos"])["changed"]
+
+
+def test_sftp_with_the_options_that_the_role_gives(nas: Nas, sshd: Sshd) -> None:
+    repository = f"sftp://root@127.0.0.1:{sshd.port}/{nas.folder}/sftp"
+    keys = nas.folder / "backup"
+    keys.mkdir()
+    shutil.copy(sshd.folder / "user", keys / "id_ed25519")
+
+    def copy(key: str) -> None:
+        host_key = " ".join((sshd.folder / f"{key}.pub").read_text().split()[:2])
+        entry = {"name": "offsite", "repository": repository, "ssh": {"host_key": host_key}}
+        (made,) = backup_copies([entry], str(keys))
+        (keys / "offsite.hosts").write_text(f"{made['host_key']}\n")
+        nas.settings["copies"][0] |= {"repository": repository, "options": made["options"]}
+
+    copy("wrong")
+    nas.fails("untrusted", "run", "offsite")
+    copy("host")
+    nas.run("run", "offsite")
+    assert "proven" in nas.run("drill", "offsite")
+    (sshd.folder / "authorized").write_text("")
+    nas.fails("refused", "run", "offsite")
+    sshd.stop()
+    nas.fails("unreachable", "run", "offsite")

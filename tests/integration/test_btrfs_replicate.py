@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ import pytest
 from ansible_collections.nas.assistant.plugins.module_utils import _replicate as replicate
 from ansible_collections.nas.assistant.plugins.modules import btrfs_replicate
 from shell import sh
+from sshd import Sshd, children
 
 Call = Callable[..., dict[str, Any]]
 Disks = Callable[..., list[str]]
@@ -217,19 +218,6 @@ def damage(replica: Path) -> None:
         stream.write(b"damaged")
     os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
     flip(replica, True)
-
-
-def children(pid: int) -> list[tuple[int, str]]:
-    """The processes that a process has started and that run, with their command lines."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (entry / "stat").read_text().rpartition(")")[2].split()
-            # One that has ended is another test's, which left it to itself.
-            if int(words[1]) == pid and words[0] != "Z":
-                line = (entry / "cmdline").read_text().replace("\0", " ")
-                found.append((int(entry.name), line))
-    return found
 
 
 @pytest.fixture
@@ -654,100 +642,6 @@ def test_two_at_once_wait_for_each_other(
         timer.start()
         assert not run()["changed"]
         timer.join()
-
-
-class Sshd:
-    """An SSH server of its own on this machine, which lets root in with one key."""
-
-    def __init__(self, folder: Path, program: str) -> None:
-        self.folder, self.program = folder, program
-        folder.mkdir(mode=0o700)
-        for key in ("host", "user", "wrong"):
-            sh("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key))
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
-        host_key = (folder / "host.pub").read_text()
-        (folder / "known hosts").write_text(f"[127.0.0.1]:{self.port} {host_key}")
-        wrong = (folder / "wrong.pub").read_text()
-        (folder / "strange").write_text(f"[127.0.0.1]:{self.port} {wrong}")
-        shutil.copy(folder / "user.pub", folder / "authorized")
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, path: str = "/usr/sbin:/usr/bin:/sbin:/bin") -> None:
-        """Start it, with this PATH for its sessions, in the place of one that runs."""
-        self.stop()
-        config = self.folder / "config"
-        settings = [
-            f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
-            f"HostKey {self.folder}/host",
-            f"AuthorizedKeysFile {self.folder}/authorized",
-            f"PidFile {self.folder}/pid",
-            "PermitRootLogin prohibit-password",
-            "PasswordAuthentication no",
-            "KbdInteractiveAuthentication no",
-            "StrictModes no",
-            # Whatever root's shell reads at its start on this machine, a NAS has not.
-            f"SetEnv HOME={self.folder} PATH={path}",
-        ]
-        config.write_text("".join(f"{line}\n" for line in settings))
-        with (self.folder / "log").open("ab") as log:
-            words = [self.program, "-D", "-e", "-f", str(config)]
-            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
-                return
-            time.sleep(0.05)
-        raise AssertionError((self.folder / "log").read_text())
-
-    def stop(self) -> None:
-        self.drop()
-        if self.process:
-            self.process.terminate()
-            self.process.wait(10)
-            self.process = None
-
-    def drop(self) -> None:
-        """Cut the connections that there are."""
-        for pid, _ in self.sessions():
-            os.kill(pid, signal.SIGKILL)
-
-    def break_off(self) -> None:
-        """Cut a connection, and wait for it first."""
-        deadline = time.monotonic() + 30
-        while not self.sessions() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        self.drop()
-
-    def sessions(self) -> list[tuple[int, str]]:
-        return children(self.process.pid) if self.process else []
-
-    def options(self, **more: Any) -> dict[str, Any]:
-        given = {
-            "host": "127.0.0.1",
-            "port": self.port,
-            "identity_file": str(self.folder / "user"),
-            "known_hosts_file": str(self.folder / "known hosts"),
-        }
-        return {**given, **more}
-
-
-@pytest.fixture
-def sshd(nas: Nas, folder: Path) -> Iterator[Sshd]:
-    program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-    if not program:
-        pytest.skip("there is no sshd on this machine (package openssh-server)")
-    # Debian's sshd insists on this empty folder, which its service makes.
-    privileges = Path("/run/sshd")
-    missing = not privileges.exists()
-    privileges.mkdir(mode=0o755, exist_ok=True)
-    server = Sshd(folder / "sshd", program)
-    server.start()
-    yield server
-    server.stop()
-    if missing:
-        privileges.rmdir()
 
 
 def test_over_ssh(nas: Nas, run: Call, sshd: Sshd) -> None:
