@@ -8,6 +8,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
@@ -40,6 +41,7 @@ SFTP = re.compile(
 )
 CALENDAR = re.compile(r"(hour|dai|week|month)ly|(?=.*[0-9*])[A-Za-z0-9 *:,./~-]+")
 KEEP = {"last": 3, "within": "30d"}
+LEAST = 7 * 86400  # seconds for which nothing is pruned elsewhere
 
 
 def backup_sources(
@@ -157,6 +159,14 @@ def _copy(entry: Any, folder: str) -> dict[str, Any]:
     verify = entry.get("verify", 100 if device else 0)
     if type(verify) is not int or not 0 <= verify <= 100:
         raise AnsibleFilterError(f"{where}: verify={verify!r} is no percentage from 0 to 100")
+    if repository.startswith("rest:"):
+        _check_address(repository, where)
+    keep, prune = _keep(entry.get("keep"), where), _prune(entry.get("prune"), repository, where)
+    if prune and seconds(str(keep.get("within", 0))) < LEAST:
+        raise AnsibleFilterError(
+            f"{where}: keep.within={keep.get('within', 0)!r}: give 7d or more with prune, since "
+            "what a NAS that was taken over sends is dated as it likes"
+        )
     options, host_key = _ssh(repository, entry.get("ssh"), folder, where)
     ca = str(entry.get("ca") or "")
     if ca and "-----BEGIN CERTIFICATE-----" not in ca:
@@ -173,14 +183,38 @@ def _copy(entry: Any, folder: str) -> dict[str, Any]:
             entry.get("schedule", "weekly" if device else "daily"), "schedule", where
         ),
         "drill": _calendar(entry.get("drill", "monthly"), "drill", where),
-        "keep": _keep(entry.get("keep"), where),
+        "keep": keep,
         "verify": verify,
         "environment": _environment(entry.get("environment"), where),
         "ca": ca,
         "host_key": host_key,
         "options": options,
-        "prune": _prune(entry.get("prune"), repository, where),
+        "prune": prune,
     }
+
+
+def _check_address(repository: str, where: str) -> None:
+    """Refuse an address whose password restic would take for a path, and tell of."""
+    try:
+        parts = urlsplit(repository.removeprefix("rest:"))
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if (
+        not sound
+        or re.search(r"\s", repository)
+        or "@" in f"{parts.path}{parts.query}{parts.fragment}"
+    ):
+        raise AnsibleFilterError(
+            f"{where}: repository is no address such as rest:https://USER:PASSWORD@HOST:8000/NAS/; "
+            "of a password, all but letters and digits must be percent-encoded (filter urlencode)"
+        )
+
+
+def seconds(age: str) -> int:
+    """Return the seconds of an age such as 30d."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+    return int(age[:-1]) * units[age[-1]] if age[-1:] in units else 0
 
 
 def _where(entry: Any) -> str:

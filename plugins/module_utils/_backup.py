@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -44,6 +45,7 @@ INDEX = "manifest/index.json"
 METRICS = "nas_backup"
 # Among the snapshots of a pool, and none of those that retention knows.
 SNAPSHOTS = ".backup"
+WHOLE = 100  # percent
 _READ_ONLY = "ro,nosuid,nodev,noexec"
 _WRITABLE = "noatime,nosuid,nodev,noexec"
 
@@ -66,18 +68,27 @@ def run(settings: Settings, name: str) -> Record:
     copy = settings.copy(name)
     with recorded(settings, copy, "") as record, opened(settings, copy) as repository:
         record["repository"] = claim(settings, copy, repository)
-        # What a run that was killed left; those of others that are alive stay.
+        # Now, since a run that is cut off must know its own points again.
+        remember(settings, name, {"repository": record["repository"]})
+        # What a run that was killed left; locks of others that are alive stay.
         repository.run("unlock")
+        known = records(settings)[name].get("verified", "")
+        points = repository.points(settings.host)
+        if copy.device and known and known == newest(points):
+            # Retention may have been cut since, to make room for this run.
+            prune(repository, points, copy.keep)
         problems: list[str] = []
         with staged(settings, copy, problems) as (stage, shown):
             record |= _copy(settings, copy, repository, stage, shown, problems)
         if copy.verify:
-            share = f"--read-data-subset={copy.verify}%" if copy.verify < 100 else "--read-data"
+            share = f"--read-data-subset={copy.verify}%" if copy.verify < WHOLE else "--read-data"
             repository.run("check", share)
         points = repository.points(settings.host)
-        if copy.device:
-            points = prune(repository, points, copy.keep)
-        record["points"] = sum(plan.INCOMPLETE not in each.tags for each in points)
+        if copy.verify == WHOLE and not problems:
+            record["verified"] = newest(points)
+            if copy.device:
+                points = prune(repository, points, copy.keep)
+        record["points"] = sum(map(plan.is_complete, points))
         if problems:
             raise BackupError("incomplete", f"incomplete: {'; '.join(problems[:5])}")
     return record
@@ -123,8 +134,14 @@ def claim(settings: Settings, copy: Copy, repository: Repository, force: bool = 
 def accept(settings: Settings, name: str) -> Record:
     """Take the repository that is there for this NAS's own, or make one."""
     copy = settings.copy(name)
-    with _alone(copy), opened(settings, copy) as repository:
+    with alone(copy), opened(settings, copy) as repository:
         return remember(settings, name, {"repository": claim(settings, copy, repository, True)})
+
+
+def newest(points: Sequence[Point]) -> str:
+    """Return the id of the newest complete point of ours that is not from time to come."""
+    there = [each for each in points if plan.is_complete(each) and each.time <= now()]
+    return there[-1].id if there else ""
 
 
 def prune(repository: Repository, points: Sequence[Point], keep: Mapping[str, Any]) -> list[Point]:
@@ -154,13 +171,27 @@ def opened(settings: Settings, copy: Copy, write: bool = True) -> Iterator[Repos
             # Elsewhere, somebody may prune meanwhile.
             options += [] if write else ["--no-lock"]
             location = os.path.join(point, "nas-assistant", settings.host)
-        yield Repository(
+        repository = Repository(
             location=location,
             password_file=settings.password_file,
             cache=settings.cache,
             environment=copy.environment,
             options=options,
         )
+        try:
+            yield repository
+        except BackupError as error:
+            if not copy.device:
+                raise
+            if not block.is_there(device):
+                raise BackupError(
+                    "device", f"device: {device} of {copy.name} was taken away, or failed: {error}"
+                ) from None
+            if write and error.cause == "no room":
+                # What this run left there is of no use to anybody.
+                with contextlib.suppress(BackupError):
+                    repository.run("prune")
+            raise
 
 
 def separate(settings: Settings, copy: Copy) -> str:
@@ -206,11 +237,40 @@ def staged(
                 if not os.path.isdir(path):
                     raise BackupError("incomplete", f"{path} is no folder")
                 private.bind(path, os.path.join(stage, source.place))
+                problems += [
+                    f"{source.name}: {each} lies in it and is not copied. Name it in "
+                    "backup_sources too, or in exclude"
+                    for each in _apart(settings, source)
+                ]
             except (BackupError, btrfs.BtrfsError, private.MountError, OSError) as error:
                 problems.append(f"{source.name}: {error}")
             else:
                 shown.append(source)
         yield stage, shown
+
+
+def _apart(settings: Settings, source: Source) -> list[str]:
+    """Return what lies below a source and is no part of it: mounts, and subvolumes of its own."""
+    found = set()
+    with open(btrfs.MOUNTS, encoding="utf-8", errors="surrogateescape") as stream:
+        for line in stream:
+            point = btrfs.unescaped(line.split()[4])
+            if point.startswith(f"{source.path}/"):
+                found.add(point)
+    place = snapshots.look(source.path) if source.volume else None
+    if place:
+        # Paths of subvolumes are those from the top level, where the pool is mounted.
+        top = os.path.dirname(source.folder)
+        listed = btrfs.subvolumes(source.path)
+        found |= {os.path.join(top, each.path) for each in listed if each.parent == place.id}
+    others = {each.path for each in settings.sources}
+    left_out = [os.path.join(source.path, each) for each in source.exclude]
+    return sorted(
+        point
+        for point in found
+        if point not in others
+        and not any(point == each or point.startswith(f"{each}/") for each in left_out)
+    )
 
 
 def _snapshot(source: Source, copy: Copy, made: contextlib.ExitStack) -> str:
@@ -242,7 +302,13 @@ def _copy(
     """Write the manifests of what is staged, and copy both; return figures."""
     kept = os.path.join(settings.state, copy.name)
     os.makedirs(os.path.join(kept, "manifest"), mode=0o700, exist_ok=True)
+    before = _counts(os.path.join(kept, INDEX))
     sources = [_list(settings, copy, stage, each, problems) for each in shown]
+    problems += [
+        f"{each['name']} is empty and had {before[each['place']]} files: is it mounted?"
+        for each in sources
+        if not each["files"] and before.get(each["place"])
+    ]
     index = {
         "version": 1,
         "host": settings.host,
@@ -266,9 +332,12 @@ def _copy(
     places = [each.place for each in shown]
     # 3: something could not be read, and the rest was copied.
     done = repository.attempt(*words, "manifest", *places, folder=stage, accepted=(0, 3))
-    # From a folder in use, files go; from a snapshot, they do not.
-    if done.returncode == 3 and all(each.settled for each in shown):
-        problems.append(repository.without_secrets(" ".join(done.stderr.split())))
+    # From a folder in use, files go while it is read; nothing else may be amiss.
+    gone = "no such file or directory"
+    lines = [line for line in done.stderr.splitlines() if "error" in line and gone not in line]
+    if done.returncode == 3 and (lines or all(each.settled for each in shown)):
+        said = lines or done.stderr.splitlines()
+        problems.append(repository.without_secrets("; ".join(said[:3])))
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     return {
         "added": summary["data_added"],
@@ -276,6 +345,15 @@ def _copy(
         "files": summary["total_files_processed"],
         "point": summary["snapshot_id"],
     }
+
+
+def _counts(index: str) -> dict[str, int]:
+    """Return how many files each source had, by its place, when an index was made."""
+    try:
+        with open(index, encoding="utf-8") as stream:
+            return {each["place"]: each["files"] for each in json.load(stream)["sources"]}
+    except (FileNotFoundError, KeyError, ValueError):
+        return {}
 
 
 def _list(
@@ -345,7 +423,8 @@ def _write(path: str, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _alone(copy: Copy) -> Iterator[None]:
+def alone(copy: Copy) -> Iterator[None]:
+    """Keep others from a copy, and refuse where somebody is at it."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(held(os.path.join(RUN, f"backup-{copy.name}.lock"), 5))
@@ -358,7 +437,7 @@ def _alone(copy: Copy) -> Iterator[None]:
 def recorded(settings: Settings, copy: Copy, prefix: str) -> Iterator[Record]:
     """Do something with a copy, and note how it went; what is added to the record is noted too."""
     record: Record = {}
-    with _alone(copy):
+    with alone(copy):
         began = time.monotonic()
         cause = "failed"
         try:
@@ -381,9 +460,18 @@ def recorded(settings: Settings, copy: Copy, prefix: str) -> Iterator[Record]:
                 remember(settings, copy.name, record)
 
 
-def scratch(settings: Settings) -> str:
-    """Return an empty folder for a drill; what an earlier one left there is deleted."""
-    folder = os.path.join(settings.scratch, "nas-assistant-drill")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder, mode=0o700)
-    return folder
+@contextlib.contextmanager
+def scratch(settings: Settings, copy: Copy) -> Iterator[str]:
+    """An empty folder for a drill, which is deleted at the end; and what a drill that was killed
+    left before it."""
+    prefix = f"nas-assistant-drill-{copy.name}."
+    for name in os.listdir(settings.scratch):
+        path = os.path.join(settings.scratch, name)
+        # Whoever may write there may have made something by that name.
+        if name.startswith(prefix) and os.lstat(path).st_uid == 0 and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=prefix, dir=settings.scratch)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

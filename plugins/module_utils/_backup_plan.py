@@ -120,11 +120,17 @@ class Settings:
         raise BackupError("failed", f"{name!r} is no copy of this NAS; there are: {names}")
 
 
+def is_complete(point: Point) -> bool:
+    """Whether a point is one of ours and lacks nothing."""
+    return TAG in point.tags and INCOMPLETE not in point.tags
+
+
 def drop(points: Sequence[Point], keep: Mapping[str, Any], now: int) -> list[Point]:
     """Return the points that retention drops, the oldest first.
 
-    Those dated after now stay and do not count; nor do incomplete ones, which go once a complete
-    one is younger. At least ``FLOOR`` complete ones stay.
+    Those dated after now stay and do not count; nor do those that somebody else made. Incomplete
+    ones count for nothing, and go when a complete one is younger by ``within``. At least ``FLOOR``
+    complete ones stay.
 
     :raises BackupError: ``keep`` is none that can be.
     """
@@ -132,14 +138,15 @@ def drop(points: Sequence[Point], keep: Mapping[str, Any], now: int) -> list[Poi
         wanted = plan.Keep.of("keep", {**keep, "minimum": max(FLOOR, keep.get("minimum", 0))})
     except BtrfsError as error:
         raise BackupError("failed", str(error)) from None
-    complete = [each for each in points if INCOMPLETE not in each.tags]
+    ours = [each for each in points if TAG in each.tags]
+    complete = [each for each in ours if is_complete(each)]
     found = plan.retention(
         [plan.Snapshot(each.id, each.time, each.id) for each in complete], wanted, now, ()
     )
     gone = {each.text for each in found.drop}
     past = [each.time for each in complete if each.time <= now]
-    newest = max(past, default=0)
-    gone |= {each.id for each in points if INCOMPLETE in each.tags and each.time < newest}
+    limit = max(past, default=0) - (wanted.within if wanted else 0)
+    gone |= {each.id for each in ours if INCOMPLETE in each.tags and each.time < limit}
     return [each for each in points if each.id in gone]
 
 
@@ -151,7 +158,7 @@ def chosen(points: Sequence[Point], wanted: str, now: int) -> Point:
     """
     if wanted == "newest" and points:
         past = [each for each in points if each.time <= now] or list(points)
-        return ([each for each in past if INCOMPLETE not in each.tags] or past)[-1]
+        return ([each for each in past if is_complete(each)] or past)[-1]
     found = [each for each in points if wanted and each.id.startswith(wanted)]
     if len(found) != 1:
         names = ", ".join(f"{each.short} ({plan.stamp(each.time)})" for each in points[-20:])

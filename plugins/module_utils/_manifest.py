@@ -99,11 +99,12 @@ def walk(
             unreadable(f"{os.path.join(top, path)}: {error.strerror}")
 
 
-def difference(top: str, entry: Entry, settled: bool = True) -> str:
+def difference(top: str, entry: Entry, settled: bool = True, without: Collection[str] = ()) -> str:
     """Return how what is at an entry's place differs from it, or an empty text.
 
     :param settled: whether nothing was written between the manifest and the copy. Otherwise what
-        has another time may differ.
+        has another time may differ, and content too: what is written through memory keeps its time.
+    :param without: fields that do not count.
     """
     try:
         found = _entry(top, entry.path, os.lstat(os.path.join(top, entry.path)), None)
@@ -113,23 +114,34 @@ def difference(top: str, entry: Entry, settled: bool = True) -> str:
         return f"cannot be read ({error.strerror})"
     if not settled and found.modified_ns != entry.modified_ns:
         return ""
+    left_out = {*without, *(() if settled else ("digest",))}
     fields = ("kind", "size", "mode", "uid", "gid", "modified_ns", "digest", "attributes")
-    wrong = [field for field in fields if getattr(found, field) != getattr(entry, field)]
+    wrong = [
+        field
+        for field in fields
+        if field not in left_out and getattr(found, field) != getattr(entry, field)
+    ]
     return f"has another {', '.join(wrong)}" if wrong else ""
 
 
 def compare(
-    entries: Iterable[Entry], top: str, settled: bool = True, limit: int = 20
+    entries: Iterable[Entry],
+    top: str,
+    settled: bool = True,
+    without: Collection[str] = (),
+    limit: int = 20,
 ) -> Iterator[str]:
     """Return what differs between a manifest and a folder, as sentences.
 
-    :param settled: as for ``difference``.
+    :param settled: as for ``difference``, as ``without``.
     :param limit: sentences after which it ends.
     """
-    yield from itertools.islice(_differences(entries, top, settled), limit)
+    yield from itertools.islice(_differences(entries, top, settled, without), limit)
 
 
-def _differences(entries: Iterable[Entry], top: str, settled: bool) -> Iterator[str]:
+def _differences(
+    entries: Iterable[Entry], top: str, settled: bool, without: Collection[str]
+) -> Iterator[str]:
     # What cannot be read is missing here, and told of by its entry.
     paths = (path for path, _ in _statuses(top, (), lambda text: None))
     path = next(paths, None)
@@ -140,7 +152,7 @@ def _differences(entries: Iterable[Entry], top: str, settled: bool) -> Iterator[
             path = next(paths, None)
         if path == entry.path:
             path = next(paths, None)
-        if wrong := difference(top, entry, settled):
+        if wrong := difference(top, entry, settled, without):
             yield f"{entry.path or 'the folder itself'} {wrong}"
     while path is not None and settled:
         yield f"{path} is there and should not be"
@@ -201,7 +213,9 @@ def _entry(top: str, path: str, status: os.stat_result, known: Entry | None) -> 
         return found
     if known and _unwritten(known, found):
         return found._replace(digest=known.digest)
-    with open(place, "rb", buffering=0) as stream:
+    # Whoever owns the folder may have put something else there since, which must not be waited for.
+    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb", buffering=0) as stream:
         return found._replace(digest=hashlib.file_digest(stream, "sha256").hexdigest())
 
 

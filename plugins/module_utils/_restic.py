@@ -19,9 +19,9 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
     (
         "wrong key",
         21,
-        r"wrong password|no key found",
-        "The password is not that of this repository: give the one that it was made with "
-        "(backup_password, or its file in the credentials folder)",
+        r"wrong password|no key found|resolving password failed",
+        "The password is not that of this repository, or its key is damaged: give the one that it "
+        "was made with (backup_password, or its file in the credentials folder)",
     ),
     (
         "no room",
@@ -34,6 +34,12 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
         23,
         r"already locked",
         "Another run is at it; if there is none, `restic unlock` removes what it left",
+    ),
+    (
+        "device",
+        30,
+        r"read-only file system",
+        "The disk is write-protected, or failed: see what the kernel says of it (journalctl -k)",
     ),
     (
         "untrusted",
@@ -60,7 +66,8 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
         27,
         r"ciphertext verification|does not match|unexpected (file size|eof|end of)|"
         r"repository contains errors|not found in repository|invalid data|unmarshal|"
-        r"pack [0-9a-f]+: |input/output error|structure needs cleaning|hash mismatch",
+        r"<(data|index|snapshot)/|pack [0-9a-f]+: |input/output error|hash mismatch|"
+        r"structure needs cleaning",
         "Restore from another copy, and begin this one anew in another place before the damaged "
         "one is removed",
     ),
@@ -75,7 +82,6 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
 CODES = {
     **{cause: code for cause, code, _, _ in _CAUSES},
     "failed": 1,
-    "device": 30,
     "foreign": 31,
     "incomplete": 32,
     "differs": 33,
@@ -189,8 +195,8 @@ class Repository:
 
     def error(self, word: str, said: str) -> BackupError:
         """What restic's words mean."""
-        # The last lines say why it gave up; a panic's trace says nothing to anybody.
-        lines = [line for line in said.splitlines() if line.strip() and not line.startswith("\t")]
+        # The last lines say why it gave up; a trace of its program says nothing to anybody.
+        lines = [line for line in said.splitlines() if " " in line.strip() and line[0] != "\t"]
         text = self.without_secrets(" ".join(lines[-4:]))
         cause, remedy = diagnosis(said)
         return BackupError(
@@ -199,6 +205,10 @@ class Repository:
 
     def without_secrets(self, text: str) -> str:
         """What restic said, without the password of an address, and without secrets of ours."""
+        secret = self.location.partition("://")[2].rpartition("@")[0]
+        user, _, password = secret.partition(":")
+        if password:
+            text = text.replace(secret, f"{user}:***").replace(password, "***")
         text = re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", text)
         for value in self.environment.values():
             text = text.replace(value, "***") if len(value) > 7 else text
@@ -227,6 +237,8 @@ class Repository:
 
 def diagnosis(said: str) -> tuple[str, str]:
     """Return the cause that restic's words mean, and the remedy."""
+    # What a file is called means nothing.
+    said = re.sub(r"(?m)^(ignoring error for|error for|error: \w+) .*: (.*)$", r"\2", said)
     for cause, _, pattern, remedy in _CAUSES:
         if re.search(pattern, said, re.IGNORECASE):
             return cause, remedy

@@ -8,6 +8,7 @@ As in ``_backup``, all mounts are those of the process alone.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,13 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _backup_plan as plan,
     _btrfs as btrfs,
     _manifest as manifest,
+    _merge as merging,
     _private as private,
     _snapshot_plan as snapshot_plan,
     _snapshots as snapshots,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._backup_plan import Settings, Source
+from ansible_collections.nas.assistant.plugins.module_utils._files import replace
 from ansible_collections.nas.assistant.plugins.module_utils._restic import (
     BackupError,
     Point,
@@ -37,7 +40,9 @@ from ansible_collections.nas.assistant.plugins.module_utils._restic import (
 
 # How many files a drill takes where it cannot restore all.
 SAMPLE = 400
-_SQLITE = b"SQLite format 3\0"
+# What restic says where a filesystem does not take an attribute.
+_ATTRIBUTES = re.compile(r"xattr|operation not supported", re.IGNORECASE)
+_HOLDS = "/var/lib/nas-assistant/holds"
 _DRAFT = ".nas-assistant-restore"
 
 
@@ -85,37 +90,41 @@ def drill(settings: Settings, name: str) -> backup.Record:
     with (
         backup.recorded(settings, copy, "drill_") as record,
         backup.opened(settings, copy, write=False) as repository,
+        backup.scratch(settings, copy) as top,
     ):
-        record |= _drill(settings, repository)
+        record |= _drill(settings, repository, top)
     return record
 
 
-def _drill(settings: Settings, repository: Repository) -> dict[str, Any]:
-    folder = backup.scratch(settings)
-    try:
-        point = plan.chosen(repository.points(settings.host), "newest", backup.now())
-        month = time.gmtime(backup.now()).tm_mon
-        repository.run("check", f"--read-data-subset={month}/12")
-        sources = held(repository, point)
-        budget = min(settings.drill, shutil.disk_usage(folder).free // 2)
-        lists = _manifests(repository, point, sources, folder)
-        top = os.path.join(folder, "tree")
-        if sum(each.bytes for each in sources) <= budget:
-            return _drill_all(repository, point, sources, lists, top)
-        return _drill_some(repository, point, sources, lists, top, budget)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _drill(settings: Settings, repository: Repository, folder: str) -> dict[str, Any]:
+    point = plan.chosen(repository.points(settings.host), "newest", backup.now())
+    unlock(repository)
+    month = time.gmtime(backup.now()).tm_mon
+    repository.run("check", f"--read-data-subset={month}/12")
+    sources = held(repository, point)
+    budget = min(settings.drill, shutil.disk_usage(folder).free // 2)
+    lists = _manifests(repository, point, sources, folder)
+    top = os.path.join(folder, "tree")
+    if sum(each.bytes for each in sources) <= budget:
+        return _drill_all(repository, point, sources, lists, top)
+    return _drill_some(repository, point, sources, lists, top, budget)
+
+
+def unlock(repository: Repository) -> None:
+    """Remove the locks of programs that died; those of others that are alive stay."""
+    if "--no-lock" not in repository.options:
+        repository.run("unlock")
 
 
 def _drill_all(
     repository: Repository, point: Point, sources: Sequence[Held], lists: dict[str, str], top: str
 ) -> dict[str, Any]:
-    failed = _restore(repository, point, top)
+    failed, without = _restore(repository, point, top)
     for source in sources:
         inside, listed = os.path.join(top, source.place), lists[source.name]
-        found = list(manifest.compare(_entries(listed), inside, source.settled))
-        _demand(source.name, found, failed)
-        _demand(source.name, list(_unsound(inside, _entries(listed))), None)
+        found = list(manifest.compare(_entries(listed), inside, source.settled, without))
+        _demand(source, found, failed)
+        _demand(source, list(_unsound(inside, _entries(listed))), None)
     return {
         "drill_point": point.id,
         "drill_bytes": sum(each.bytes for each in sources),
@@ -146,12 +155,11 @@ def _drill_some(
             budget -= entry.size
             taken.append((source, entry))
     words = [f"--include={_pattern(source.place, entry.path)}" for source, entry in taken]
-    failed = _restore(repository, point, top, *words) if taken else None
+    failed, without = _restore(repository, point, top, *words) if taken else (None, ())
     for source in sources:
         inside = os.path.join(top, source.place)
         entries = [entry for each, entry in taken if each == source]
-        _demand(source.name, _wrong(entries, inside, source), failed)
-        _demand(source.name, list(_unsound(inside, entries)), None)
+        _demand(source, _wrong(entries, inside, source, without), failed)
     return {
         "drill_point": point.id,
         "drill_bytes": sum(entry.size for _, entry in taken),
@@ -185,9 +193,10 @@ def volume(
             inside = os.path.join(tree, found.place)
             private.bind(draft, inside, read_only=False)
             stack.callback(private.unmount, inside)
-            failed = _restore(repository, point, tree, f"--include={_pattern(found.place, '')}")
-            wrong = list(manifest.compare(_entries(listed), inside, found.settled))
-            _demand(source.name, wrong, failed)
+            include = f"--include={_pattern(found.place, '')}"
+            failed, without = _restore(repository, point, tree, include)
+            wrong = list(manifest.compare(_entries(listed), inside, found.settled, without))
+            _demand(found, wrong, failed)
         return Restored(source.name, _finish(source.folder, name, draft), found.files)
     except BaseException:
         with contextlib.suppress(btrfs.BtrfsError):
@@ -196,86 +205,46 @@ def volume(
 
 
 def folder(
-    settings: Settings,
-    repository: Repository,
-    point: Point,
-    found: Held,
-    target: str,
-    path: str = "",
-    check: bool = False,
+    settings: Settings, repository: Repository, point: Point, found: Held, target: str, path: str
 ) -> Restored:
-    """Bring files back into a folder. What they replace is moved to a folder beside it; what the
-    point does not have stays.
+    """Bring files back into a folder. What they replace is moved into a folder ``.before-TIME`` in
+    it; folders that are there stay as they are, and so does what the point does not have.
 
     :param path: one file or folder below the source; an empty text: all.
-    :param check: change nothing but the scratch beside the folder.
     :raises BackupError: what was restored is not as it was; nothing was replaced then.
     """
-    above = target
-    while not os.path.isdir(above):
-        above = os.path.dirname(above)
-    # Beside it, so that files are put in place by a rename; in it where it is a mount.
-    beside = os.path.dirname(above) or "/"
-    if os.stat(beside).st_dev != os.stat(above).st_dev:
-        beside = above
-    draft = os.path.join(beside, _DRAFT)
-    shutil.rmtree(draft, ignore_errors=True)
-    os.makedirs(draft, mode=0o700)
-    try:
-        with _stage(settings) as top:
-            (listed,) = _manifests(repository, point, [found], top).values()
-            if not any(_entries(listed, path)):
-                raise BackupError("failed", f"{found.name}: {point.short} has no {path!r}")
-            words = [f"--include={_pattern(found.place, path)}"]
-            failed = _restore(repository, point, draft, *words)
-            inside = os.path.join(draft, found.place)
-            _demand(found.name, _wrong(_entries(listed, path), inside, found), failed)
-            return _merge(found, _entries(listed, path), inside, target, check)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    target = os.path.realpath(target)
+    if os.path.lexists(target) and not os.path.isdir(target):
+        raise BackupError("failed", f"{target} is no folder, and files should be put in it")
+    with _stage(settings) as top:
+        (listed,) = _manifests(repository, point, [found], top).values()
+        if not any(_entries(listed, path)):
+            raise BackupError("failed", f"{found.name}: {point.short} has no {path!r}")
+        os.makedirs(target, exist_ok=True)
+        with merging.draft(target) as (draft, shown):
+            tree = os.path.join(top, "tree")
+            # By a path of our own: whoever owns the target may rename what is in it.
+            private.bind(shown, tree, read_only=False)
+            try:
+                include = f"--include={_pattern(found.place, path)}"
+                failed, without = _restore(repository, point, tree, include)
+                inside = os.path.join(tree, found.place)
+                wrong = _wrong(_entries(listed, path), inside, found, without)
+                _demand(found, wrong, failed)
+                merging.clothe(inside, _above(listed, path))
+            finally:
+                private.unmount(tree)
+            merge = merging.Merge(target, draft, found.place, found.settled)
+            entries = itertools.chain(_above(listed, path), _entries(listed, path))
+            merge.run(entry for entry in entries if entry.path)
+    return Restored(found.name, "", merge.changed, merge.kept)
 
 
-def _merge(
-    found: Held, entries: Iterable[manifest.Entry], inside: str, target: str, check: bool
-) -> Restored:
-    """Put what was restored in place."""
-    stamp = snapshot_plan.stamp(backup.now())
-    kept = f"{target.rstrip('/')}.before-{stamp}"
-    if os.path.ismount(target):
-        kept = os.path.join(target, f".before-{stamp}")
-    changed, replaced = 0, False
-    folders: list[tuple[str, str]] = []
-    for entry in entries:
-        new, old = (os.path.join(each, entry.path).rstrip("/") for each in (inside, target))
-        if not os.path.lexists(new) or (
-            os.path.lexists(old) and not manifest.difference(target, entry)
-        ):
-            continue
-        changed += entry.kind != "d"
-        if check:
-            continue
-        if entry.kind == "d" and os.path.isdir(old) and not os.path.islink(old):
-            folders.append((new, old))
-            continue
-        if os.path.lexists(old):
-            away = os.path.join(kept, entry.path)
-            os.makedirs(os.path.dirname(away), mode=0o700, exist_ok=True)
-            os.rename(old, away)
-            replaced = True
-        if entry.kind == "d":
-            os.makedirs(old)
-            folders.append((new, old))
-        else:
-            os.makedirs(os.path.dirname(old), exist_ok=True)
-            os.rename(new, old)
-    # The innermost first: what is written into a folder gives it another time.
-    for new, old in reversed(folders):
-        shutil.copystat(new, old)
-        status = os.stat(new)
-        os.chown(old, status.st_uid, status.st_gid)
-    if changed and not check:
-        os.sync()
-    return Restored(found.name, "", changed, kept if replaced else "")
+def _above(listed: str, path: str) -> list[manifest.Entry]:
+    """Return the folders that a path lies in, but for the topmost."""
+    parts = path.split("/")
+    wanted = {"/".join(parts[:count]) for count in range(1, len(parts))}
+    return [each for each in _entries(listed) if each.path in wanted] if wanted else []
 
 
 def _manifests(
@@ -296,36 +265,41 @@ def _entries(listed: str, path: str = "") -> Iterator[manifest.Entry]:
         yield from (each for each in manifest.read(stream) if _is_below(each.path, path))
 
 
-def _restore(repository: Repository, point: Point, target: str, *words: str) -> BackupError | None:
-    """Restore into a folder; return what restic said where it failed.
-
-    It fails also for attributes that the filesystem there does not have. Whether anything that
-    counts is missing, the manifest says.
-    """
+def _restore(
+    repository: Repository, point: Point, target: str, *words: str
+) -> tuple[BackupError | None, tuple[str, ...]]:
+    """Restore into a folder; return what restic said where it failed, and which fields of entries
+    do not count then: attributes, where the filesystem there could not take them."""
     os.makedirs(target, mode=0o700, exist_ok=True)
-    try:
-        repository.run("restore", point.id, "--target", target, *words)
-    except BackupError as error:
-        return error
-    return None
+    done = repository.attempt("restore", point.id, "--target", target, *words, accepted=(0, 1))
+    if done.returncode == 0:
+        return None, ()
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ignoring error")]
+    if lines and all(_ATTRIBUTES.search(line) for line in lines):
+        return None, ("attributes",)
+    return repository.error("restore", done.stderr), ()
 
 
-def _demand(name: str, wrong: Sequence[str], failed: BackupError | None) -> None:
+def _demand(source: Held, wrong: Sequence[str], failed: BackupError | None) -> None:
     """Refuse what is not as the manifest says.
 
-    :param failed: what restic said, which is the reason then.
+    :param failed: what restic said, which is the reason then. Of what was written to while it was
+        copied, nothing but that tells whether it is whole.
     """
-    if not wrong:
+    if not wrong and (not failed or source.settled):
         return
     shown = "; ".join(wrong[:3]) + (f" and more ({len(wrong)})" if len(wrong) > 3 else "")
-    if failed and failed.cause != "failed":
-        raise BackupError(failed.cause, f"{failed} {name}: {shown}")
-    raise BackupError("differs", f"differs: {name}: {shown}" + (f" ({failed})" if failed else ""))
+    if failed and (failed.cause != "failed" or not wrong):
+        raise BackupError(failed.cause, f"{failed} {source.name}: {shown}")
+    more = f" ({failed})" if failed else ""
+    raise BackupError("differs", f"differs: {source.name}: {shown}{more}")
 
 
-def _wrong(entries: Iterable[manifest.Entry], inside: str, source: Held) -> list[str]:
+def _wrong(
+    entries: Iterable[manifest.Entry], inside: str, source: Held, without: Collection[str]
+) -> list[str]:
     """Return which of some entries are not as the manifest says, as sentences."""
-    found = ((each, manifest.difference(inside, each, source.settled)) for each in entries)
+    found = ((each, manifest.difference(inside, each, source.settled, without)) for each in entries)
     return [f"{each.path} {text}" for each, text in found if text]
 
 
@@ -335,10 +309,13 @@ def _unsound(inside: str, entries: Iterable[manifest.Entry]) -> Iterator[str]:
         place = os.path.join(inside, path)
         try:
             with open(place, "rb") as stream:
-                if stream.read(len(_SQLITE)) != _SQLITE:
+                if stream.read(len(merging.SQLITE)) != merging.SQLITE:
                     continue
             with contextlib.closing(sqlite3.connect(place)) as database:
                 said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        except sqlite3.OperationalError:
+            # It wants functions of its program's, or is open elsewhere: nothing against the file.
+            continue
         except (OSError, sqlite3.Error) as error:
             said = str(error)
         if said != "ok":
@@ -385,6 +362,8 @@ def _finish(folder: str, name: str, draft: str) -> str:
     text, number = "", backup.now()
     while not text or os.path.lexists(os.path.join(folder, text)):
         text, number = snapshot_plan.snapshot_text(name, number), number + 1
+    # Until the next restore: retention may look at any time, also before it was rolled back to.
+    replace(os.path.join(_HOLDS, f"restore-{name}"), f"{place.uuid}\n".encode(), 0, 0, 0o600)
     btrfs.call("btrfs", "filesystem", "sync", draft)
     # In this order: the kernel moves no subvolume that is read-only.
     os.rename(draft, os.path.join(folder, text))

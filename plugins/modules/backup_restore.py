@@ -101,19 +101,22 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _restore as restore,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._btrfs import BtrfsError
+from ansible_collections.nas.assistant.plugins.module_utils._lock import held
 from ansible_collections.nas.assistant.plugins.module_utils._restic import (
     BackupError,
     Point,
     Repository,
 )
 
+PATIENCE = 5  # seconds that a restore waits for another one
 
-def picked(params: dict[str, Any], held: list[restore.Held]) -> list[restore.Held]:
+
+def picked(params: dict[str, Any], there: list[restore.Held]) -> list[restore.Held]:
     """Return the sources that are meant.
 
     :raises BackupError: a name is none of them, or the options do not go together.
     """
-    names = {each.name: each for each in held}
+    names = {each.name: each for each in there}
     wanted = params["sources"] or list(names)
     for name in wanted:
         if name not in names:
@@ -133,6 +136,8 @@ class Restore:
     def __init__(self, settings: plan.Settings, params: dict[str, Any], check: bool) -> None:
         self.settings, self.params, self.check = settings, params, check
         self.here = {each.name: each for each in settings.sources}
+        #: Whether all that the point holds of this NAS was brought back.
+        self.is_whole = False
 
     def run(self, repository: Repository, point: Point) -> list[restore.Restored]:
         """Bring all of them back."""
@@ -146,7 +151,20 @@ class Restore:
                 )
         if self.check:
             return [restore.Restored(each.name, changed=each.files) for each in wanted]
-        return [self.one(repository, point, each) for each in wanted]
+        done: list[restore.Restored] = []
+        # Volumes first: those are put in place by a later step, and folders at once.
+        for each in sorted(wanted, key=lambda each: not each.settled):
+            try:
+                done.append(self.one(repository, point, each))
+            except (BackupError, BtrfsError, OSError, ValueError) as error:
+                names = [f"{each.name} ({each.snapshot or each.kept or 'files'})" for each in done]
+                if not names:
+                    raise
+                raise BackupError("failed", f"{error} Before that: {', '.join(names)}") from None
+        missing = set(self.here) - {each.name for each in done}
+        there = {each.name for each in restore.held(repository, point)}
+        self.is_whole = not missing & there and not self.params["path"] and not self.params["to"]
+        return done
 
     def one(self, repository: Repository, point: Point, held: restore.Held) -> restore.Restored:
         """Bring one of them back."""
@@ -178,14 +196,21 @@ def main() -> None:
         settings = plan.Settings.read(params["settings"])
         copy = settings.copy(params["copy"])
         private.enter()
-        with backup.opened(settings, copy, write=False) as repository:
+        with (
+            backup.alone(copy),
+            held(os.path.join(backup.RUN, "restore.lock"), PATIENCE),
+            backup.opened(settings, copy, write=False) as repository,
+        ):
             points = repository.points(settings.host)
             point = plan.chosen(points, params["point"], backup.now())
-            done = Restore(settings, params, module.check_mode).run(repository, point)
-            known = {"repository": repository.id()}
-        if not module.check_mode and not params["to"]:
-            # From now on, its points are this NAS's own.
-            backup.remember(settings, copy.name, known)
+            restore.unlock(repository)
+            work = Restore(settings, params, module.check_mode)
+            done = work.run(repository, point)
+            if work.is_whole:
+                # From now on, its points are this NAS's own.
+                backup.remember(settings, copy.name, {"repository": repository.id()})
+    except TimeoutError:
+        module.fail_json(msg="busy: another restore is at work")
     except (BackupError, BtrfsError, private.MountError, OSError, ValueError) as error:
         module.fail_json(msg=str(error))
     names = "".join(f"{each.name}\n" for each in done)

@@ -416,6 +416,9 @@ def test_a_blank_nas_does_not_hide_the_points_of_the_lost_one(nas: Nas) -> None:
     shutil.rmtree(nas.documents / "letters")
     assert "nas.assistant.restore" in nas.fails("foreign", "run", "offsite")
     nas.fails("foreign", "run", "usb")
+    # A part of it is not what was lost.
+    assert nas.restore("offsite", sources=["tank/documents"], path="letters")["changed"]
+    nas.fails("foreign", "run", "offsite")
     assert nas.restore("offsite")["changed"]
     nas.run("run", "offsite")
     nas.fails("foreign", "run", "usb")
@@ -571,7 +574,8 @@ def test_old_points_go_where_the_nas_has_no_say(
     junk.write_text("encrypted by somebody else")
 
     def push(date: str) -> None:
-        command = ["restic", "backup", "-q", "--host", "nas1", "--time", date, str(junk)]
+        tag = ("--tag", "nas.assistant")
+        command = ["restic", "backup", "-q", "--host", "nas1", *tag, "--time", date, str(junk)]
         subprocess.run(command, env=environ, check=True)
 
     nas.run("run", "offsite")
@@ -598,6 +602,128 @@ def test_old_points_go_where_the_nas_has_no_say(
     assert not call(backup_prune.main, **given)["changed"]
     assert "wrong key" in call(backup_prune.main, **{**given, "password": "another"})["msg"]
     assert nas.restore("offsite", point=good, sources=["tank/photos"])["changed"]
+
+
+def test_who_owns_the_folders_gains_nothing_by_a_restore(nas: Nas) -> None:
+    """Root restores where a user may rename and link at will."""
+    nobody = 65534
+    secret = nas.documents / "alice"
+    secret.mkdir(mode=0o700)
+    (secret / "diary").write_text("hers")
+    bob = nas.documents / "bob"
+    (bob / "d/e").mkdir(parents=True)
+    (bob / "d/diary").write_text("his")
+    (bob / "d/e/f").write_text("his too")
+    for path in (bob, *bob.rglob("*")):
+        os.chown(path, nobody, nobody)
+    (bob / "d").chmod(0o750)
+    nas.run("run", "usb")
+    shutil.rmtree(bob / "d")
+    (bob / "d").symlink_to("../alice")
+    wish = {"sources": ["tank/documents"], "path": "bob/d/diary"}
+    # The link is moved aside, and what comes in its place is not behind it.
+    kept = nas.restore("usb", **wish)["restored"][0]["kept"]
+    assert (secret / "diary").read_text() == "hers"
+    assert (bob / "d/diary").read_text() == "his"
+    assert Path(kept, "bob/d").is_symlink()
+    status = os.stat(bob / "d")
+    assert (status.st_uid, status.st_mode & 0o7777) == (nobody, 0o750)
+    # Of two folders above, the outer is a link into what is not his.
+    shutil.rmtree(bob)
+    bob.symlink_to(nas.etc)
+    answer = nas.restore("usb", sources=["tank/documents"], path="bob/d/e")
+    assert not list(nas.etc.glob("d*"))
+    assert answer["changed"]
+    assert not list(nas.documents.glob(".nas-assistant-restore*"))
+
+
+def test_a_folder_that_others_use_stays_as_it_is(nas: Nas) -> None:
+    nas.run("run", "offsite")
+    place = nas.folder / "common"
+    place.mkdir()
+    place.chmod(0o1777)
+    nas.restore("offsite", sources=["tank/documents"], path="letters", to=str(place))
+    assert os.stat(place).st_mode & 0o7777 == 0o1777
+    assert os.stat(place / "letters").st_mode & 0o7777 == 0o750
+    file = nas.folder / "file"
+    file.write_text("x")
+    wish = {"sources": ["tank/documents"], "path": "letters", "to": str(file)}
+    assert "is no folder" in nas.restore("offsite", **wish)["msg"]
+
+
+def test_a_restored_database_is_not_played_over(nas: Nas) -> None:
+    nas.run("run", "offsite")
+    path = nas.documents / "usage.db"
+    script = """
+import os, sqlite3, sys
+c = sqlite3.connect(sys.argv[1])
+c.execute("pragma journal_mode=wal")
+c.execute("pragma wal_autocheckpoint=0")
+c.executemany("insert into usage values (?)", [(n,) for n in range(5000)])
+c.commit()
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    assert Path(f"{path}-wal").exists()
+    nas.restore("offsite", sources=["tank/documents"], path="usage.db")
+    assert not Path(f"{path}-wal").exists()
+    with sqlite3.connect(path) as database:
+        assert database.execute("select * from usage").fetchall() == [(42,)]
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+def test_damage_is_found_in_a_folder_that_was_copied_in_use(nas: Nas) -> None:
+    (nas.etc / "large").write_bytes(os.urandom(8 << 20))
+    nas.run("run", "offsite")
+    (nas.etc / "large").write_bytes(b"lost")
+    flip(nas.off_site.packs[0])
+    answer = nas.restore("offsite", sources=[str(nas.etc)])
+    assert "damaged" in answer["msg"]
+    nas.fails("damaged", "drill", "offsite")
+
+
+def test_what_lies_in_a_source_and_is_not_of_it_is_told(nas: Nas) -> None:
+    sh("btrfs", "subvolume", "create", str(nas.documents / "inner"))
+    (nas.etc / "mounted").mkdir()
+    sh("mount", "-t", "tmpfs", "none", str(nas.etc / "mounted"))
+    said = nas.fails("incomplete", "run", "offsite")
+    assert f"{nas.documents}/inner lies in it" in said
+    assert f"{nas.etc}/mounted lies in it" in said
+    nas.settings["sources"][0]["exclude"] = ["inner"]
+    nas.settings["sources"][2]["exclude"] = ["mounted"]
+    nas.run("run", "offsite")
+    sh("umount", str(nas.etc / "mounted"))
+    (nas.etc / "config.ini").unlink()
+    assert "is empty and had 1 files" in nas.fails("incomplete", "run", "offsite")
+
+
+def test_a_first_run_that_is_cut_off_late_knows_its_own(nas: Nas) -> None:
+    (nas.documents / "much").write_bytes(os.urandom(30 << 20))
+    process = subprocess.Popen(nas.command("run", "usb"), start_new_session=True)
+    record = nas.state / "usb/record.json"
+    deadline = time.monotonic() + 60
+    while not record.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    nas.run("run", "usb")
+
+
+def test_room_comes_back_when_fewer_are_kept(nas: Nas) -> None:
+    nas.settings["copies"][1]["keep"] = {"last": 6}
+    for number in range(6):
+        (nas.documents / "much").write_bytes(os.urandom(9 << 20))
+        nas.run("run", "usb")
+        assert len(nas.points("usb")) == number + 1
+    (nas.documents / "much").write_bytes(os.urandom(25 << 20))
+    nas.fails("no room", "run", "usb")
+    assert len(nas.points("usb")) == 6
+    nas.settings["copies"][1]["keep"] = {"last": 3}
+    nas.run("run", "usb")
+    assert len(nas.points("usb")) == 3
 
 
 def test_sftp_with_the_options_that_the_role_gives(nas: Nas, sshd: Sshd) -> None:

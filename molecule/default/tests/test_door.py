@@ -377,7 +377,7 @@ def test_wrong_input_is_refused_before_anything_changes(
 
 
 DROP_IN = "/etc/ssh/sshd_config.d/00-nas-assistant.conf"
-SYSCTL = "/etc/sysctl.d/95-nas-assistant-hardening.conf"
+SYSCTL = "/etc/sysctl.d/99-zz-nas-assistant-hardening.conf"
 SUDOERS = "/etc/sudoers.d/nas-assistant-nasadmin"
 KEYS = "/etc/ssh/authorized_keys.d/nasadmin"
 SOCKET = "/etc/systemd/system/ssh.socket.d/nas-assistant.conf"
