@@ -46,6 +46,8 @@ METRICS = "nas_backup"
 # Among the snapshots of a pool, and none of those that retention knows.
 SNAPSHOTS = ".backup"
 WHOLE = 100  # percent
+# What is left of a file of which some data are still wanted stays: to write it anew needs room.
+NO_REPACK = "--max-repack-size=0"
 _READ_ONLY = "ro,nosuid,nodev,noexec"
 _WRITABLE = "noatime,nosuid,nodev,noexec"
 
@@ -148,7 +150,9 @@ def prune(repository: Repository, points: Sequence[Point], keep: Mapping[str, An
     """Delete what retention drops; return what is left."""
     gone = plan.drop(points, keep, now())
     if gone:
-        repository.run("forget", "--prune", *(each.id for each in gone))
+        repository.run("forget", *(each.id for each in gone))
+        repository.run("prune", NO_REPACK)
+        repository.run("prune")
     return [each for each in points if each not in gone]
 
 
@@ -190,7 +194,7 @@ def opened(settings: Settings, copy: Copy, write: bool = True) -> Iterator[Repos
             if write and error.cause == "no room":
                 # What this run left there is of no use to anybody.
                 with contextlib.suppress(BackupError):
-                    repository.run("prune")
+                    repository.run("prune", NO_REPACK)
             raise
 
 

@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
+
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 
 # Why a copy failed: what it is called in metrics, its exit code, what restic or the system says of
 # it, and what to do. The first that fits counts.
@@ -190,8 +194,19 @@ class Repository:
             raise self.error(words[0], f"it did not answer for {patience} s") from None
         if done.returncode not in accepted:
             said = done.stderr.strip() or (done.stdout or "").strip()
+            if "sftp session" in said:
+                said = f"{self._ssh_says()}\n{said}"
             raise self.error(words[0], said or f"ended with {done.returncode}")
         return done
+
+    def _ssh_says(self) -> str:
+        """What SSH itself says, which restic may have no time to pass on."""
+        for option in self.options:
+            name, _, command = option.partition("=")
+            if name == "sftp.command":
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return str(run(shlex.split(command), _PROBE).stderr.strip())
+        return ""
 
     def error(self, word: str, said: str) -> BackupError:
         """What restic's words mean."""
