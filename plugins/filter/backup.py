@@ -83,6 +83,8 @@ def backup_copies(
     """
     found = [_copy(entry, folder) for entry in entries(COPIES, given)]
     _once(COPIES, [copy["name"] for copy in found])
+    devices = [copy["device"] for copy in found if copy["device"]]
+    _once(COPIES, [f"the device {each['uuid'] or each['path']}" for each in devices])
     return found
 
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils import (
@@ -237,7 +237,9 @@ def staged(
         mounted.callback(private.unmount, stage)
         for source in settings.sources:
             try:
-                path = _snapshot(source, copy, made) if source.volume else source.path
+                path = source.path
+                if source.volume:
+                    path = _snapshot(source, copy, [each.name for each in settings.copies], made)
                 if not os.path.isdir(path):
                     raise BackupError("incomplete", f"{path} is no folder")
                 private.bind(path, os.path.join(stage, source.place))
@@ -277,12 +279,21 @@ def _apart(settings: Settings, source: Source) -> list[str]:
     )
 
 
-def _snapshot(source: Source, copy: Copy, made: contextlib.ExitStack) -> str:
-    """Make a snapshot of a volume that is deleted at the end; return where it is."""
+def _snapshot(
+    source: Source, copy: Copy, copies: Collection[str], made: contextlib.ExitStack
+) -> str:
+    """Make a snapshot of a volume that is deleted at the end; return where it is.
+
+    :param copies: names of all that there are.
+    """
     if not snapshots.is_subvolume(source.path):
         raise BackupError("incomplete", f"{source.path} is no subvolume, or is not mounted")
     folder = os.path.join(source.folder, SNAPSHOTS)
     os.makedirs(folder, mode=0o700, exist_ok=True)
+    for name in os.listdir(folder):
+        # Left by a run of a copy that the inventory no longer has.
+        if name.partition(".")[0] not in copies:
+            _delete(os.path.join(folder, name))
     path = os.path.join(folder, f"{copy.name}.{source.place.split('/')[-1]}")
     _delete(path)
     made.callback(_delete, path)

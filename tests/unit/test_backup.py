@@ -109,6 +109,8 @@ def test_copies_that_cannot_be(entry: dict[str, Any], why: str) -> None:
 def test_copies_are_named_once() -> None:
     with pytest.raises(AnsibleFilterError, match="offsite is given twice"):
         backup_copies([{"name": "offsite", "repository": REST}] * 2)
+    with pytest.raises(AnsibleFilterError, match="the device 12ab is given twice"):
+        backup_copies([{"name": name, "device": {"uuid": "12ab"}} for name in ("a", "b")])
 
 
 def test_sources() -> None:
