@@ -26,7 +26,7 @@ COPY_KEYS = {
 }
 DEVICE_KEYS = {"uuid", "path", "format"}
 SSH_KEYS = {"host_key", "port"}
-PRUNE_KEYS = {"on", "repository", "environment"}
+PRUNE_KEYS = {"on", "user", "repository", "environment"}
 KEEP_KEYS = {"last", "hourly", "daily", "weekly", "monthly", "yearly", "minimum", "within"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 PATH = re.compile(r"(/[A-Za-z0-9._@:+-]+)+")
@@ -54,7 +54,7 @@ def backup_sources(
     :raises AnsibleFilterError: an entry cannot be understood, or cannot work; names it and why.
     """
     places = {
-        f"{pool['name']}/{volume['name']}": pool["mount"]
+        f"{pool['name']}/{volume['name']}": _place(pool, volume)
         for pool in pools
         for volume in pool["volumes"]
     }
@@ -76,7 +76,8 @@ def backup_copies(
 
     Each has ``name``, ``repository``, ``device`` (``uuid``, ``path``, ``format``; empty: none),
     ``schedule``, ``drill`` (empty: never), ``keep``, ``verify``, ``environment``, ``ca``,
-    ``host_key``, ``options`` (for restic), ``prune`` (``on``, ``repository``, ``environment``).
+    ``host_key``, ``options`` (for restic), ``prune`` (``on``, ``user``, ``repository``,
+    ``environment``).
 
     :param folder: where certificates and keys are on the NAS.
     :raises AnsibleFilterError: as ``backup_sources``.
@@ -107,7 +108,15 @@ def backup_told(restored: Mapping[str, Any], put: Iterable[Mapping[str, Any]]) -
     return found
 
 
-def _source(entry: Any, places: Mapping[str, str]) -> dict[str, Any]:
+def _place(pool: Mapping[str, Any], volume: Mapping[str, Any]) -> dict[str, str]:
+    """Return where a volume is, and where its snapshots may be; those of ZFS are its own affair."""
+    inside = f"{pool['mount']}/{volume['name']}"
+    if pool["provider"] == "zfs":
+        return {"path": volume["path"] or inside, "folder": ""}
+    return {"path": inside, "folder": f"{pool['mount']}/.snapshots"}
+
+
+def _source(entry: Any, places: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     where = named(SOURCES, entry)
     has_keys("a source", entry, SOURCE_KEYS, where)
     volume, path = str(entry.get("volume") or ""), str(entry.get("folder") or "")
@@ -130,13 +139,7 @@ def _source(entry: Any, places: Mapping[str, str]) -> dict[str, Any]:
                 f"{where}: volume={volume!r} is none of storage_pools, which has "
                 f"{', '.join(places) or 'none'}. Name it as POOL/NAME, or give a folder"
             )
-        mount, name = places[volume], volume.partition("/")[2]
-        return {
-            "volume": volume,
-            "path": f"{mount}/{name}",
-            "folder": f"{mount}/.snapshots",
-            **common,
-        }
+        return {"volume": volume, **places[volume], **common}
     if not PATH.fullmatch(path) or posixpath.normpath(path) != path:
         raise AnsibleFilterError(f"{where}: folder={path!r} is no plain path such as /etc")
     return {"volume": "", "path": path, "folder": "", **common}
@@ -298,7 +301,11 @@ def _prune(given: Any, repository: str, where: str) -> dict[str, Any]:
     has_keys("prune", given, PRUNE_KEYS, where)
     if not repository:
         raise AnsibleFilterError(f"{where}: prune: the NAS itself prunes a device")
+    user = str(given.get("user") or "")
+    if user and not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", user):
+        raise AnsibleFilterError(f"{where}: prune: user={user!r} is no user such as backup")
     return {
+        "user": user,
         "on": str(given.get("on") or "localhost"),
         "repository": str(given.get("repository") or repository),
         "environment": _environment(given.get("environment"), where),

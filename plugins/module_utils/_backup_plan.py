@@ -23,8 +23,8 @@ FLOOR = 3
 
 @dataclass(frozen=True)
 class Source:
-    """What is copied. ``volume``: POOL/NAME of a subvolume, copied from a snapshot of it; an empty
-    text: a folder, copied as it is. ``folder``: where snapshots of a volume may be."""
+    """What is copied. ``volume``: POOL/NAME of a subvolume or dataset, copied from a snapshot of
+    it; an empty text: a folder, copied as it is. ``folder``: where snapshots of a subvolume are."""
 
     path: str
     volume: str = ""
@@ -35,6 +35,11 @@ class Source:
     def name(self) -> str:
         """What messages call it."""
         return self.volume or self.path
+
+    @property
+    def on_zfs(self) -> bool:
+        """Whether it is a dataset of ZFS, which has its snapshots itself."""
+        return bool(self.volume) and not self.folder
 
     @property
     def place(self) -> str:

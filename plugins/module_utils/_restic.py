@@ -229,6 +229,12 @@ class Repository:
             text = text.replace(value, "***") if len(value) > 7 else text
         return text
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Which restic it is; (0, 0) where it does not say."""
+        matched = re.match(r"restic (\d+)\.(\d+)", self.run("version", patience=_PROBE))
+        return (int(matched[1]), int(matched[2])) if matched else (0, 0)
+
     def id(self) -> str:
         """Return what tells the repository from all others; an empty text where there is none.
 

@@ -42,6 +42,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._restic import (
 SAMPLE = 400
 # What restic says where a filesystem does not take an attribute.
 _ATTRIBUTES = re.compile(r"xattr|operation not supported", re.IGNORECASE)
+# The first restic that leaves holes where a file has only zeros.
+_SPARSE = (0, 15)
 _HOLDS = "/var/lib/nas-assistant/holds"
 _DRAFT = ".nas-assistant-restore"
 
@@ -271,6 +273,8 @@ def _restore(
     """Restore into a folder; return what restic said where it failed, and which fields of entries
     do not count then: attributes, where the filesystem there could not take them."""
     os.makedirs(target, mode=0o700, exist_ok=True)
+    if repository.version >= _SPARSE:
+        words += ("--sparse",)
     done = repository.attempt("restore", point.id, "--target", target, *words, accepted=(0, 1))
     if done.returncode == 0:
         return None, ()

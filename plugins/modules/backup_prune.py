@@ -13,6 +13,7 @@ description:
   - Deletes what retention drops, and only once all data that stay were read and found sound.
   - Runs where restic is and where the repository may be written to, as on the server that holds it,
     or on the controller with a key that the NAS does not have.
+  - A repository that is a folder is pruned only by the user who owns it.
   - Points that are dated after now never count, nor do incomplete ones. Whatever O(keep) says, the
     last three complete ones stay. Choose C(within) longer than it may take until somebody notices
     that a NAS sends junk.
@@ -80,6 +81,7 @@ deleted:
 """
 
 import os
+import pwd
 import tempfile
 import time
 from typing import Any
@@ -101,6 +103,26 @@ def shown(points: list[Point]) -> str:
     return "".join(f"{each.short} {snapshot_plan.stamp(each.time)}\n" for each in points)
 
 
+def check_owner(repository: str) -> None:
+    """Refuse to write into a folder of another user's: its server could not read that.
+
+    :raises BackupError: says which user it must be.
+    """
+    if not os.path.isdir(repository):
+        return
+    owner = os.stat(repository).st_uid
+    if owner != os.geteuid():
+        try:
+            name = pwd.getpwuid(owner).pw_name
+        except KeyError:
+            name = str(owner)
+        raise BackupError(
+            "failed",
+            f"repository={repository} belongs to {name}, who could not read what "
+            f"{pwd.getpwuid(os.geteuid()).pw_name} leaves there. Give prune.user={name}",
+        )
+
+
 def prune(
     params: dict[str, Any], folder: str, now: int, check: bool
 ) -> tuple[list[Point], list[Point]]:
@@ -108,6 +130,7 @@ def prune(
 
     :param folder: for the password and restic's cache.
     """
+    check_owner(params["repository"])
     key, ca = os.path.join(folder, "key"), os.path.join(folder, "ca.pem")
     for path, text in ((key, params["password"]), (ca, params["ca"])):
         with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as stream:

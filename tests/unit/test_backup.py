@@ -57,7 +57,7 @@ def test_what_a_copy_leaves_out() -> None:
     usb = copy(device={"uuid": "2f7c8a1e-0000-4000-8000-000000000001"})
     assert (usb["schedule"], usb["verify"]) == ("weekly", 100)
     pruned = copy(repository=REST, prune={"repository": "/srv/nas1", "on": "backup.example.com"})
-    assert pruned["prune"]["on"] == "backup.example.com"
+    assert (pruned["prune"]["on"], pruned["prune"]["user"]) == ("backup.example.com", "")
 
 
 def test_sftp_knows_whom_it_talks_to() -> None:
@@ -91,6 +91,7 @@ def test_sftp_knows_whom_it_talks_to() -> None:
         ({"device": {"path": "/dev/sdb", "uuid": "12ab"}}, "give the uuid"),
         ({"device": {"path": "/dev/sdb", "format": "yes"}}, "neither true nor false"),
         ({"device": {"uuid": "12ab"}, "prune": {"on": "x"}}, "the NAS itself prunes a device"),
+        ({"repository": REST, "prune": {"user": "-u root"}}, "'-u root' is no user"),
         ({"repository": REST, "retention": 3}, "a copy is a dictionary"),
         ({"repository": REST, "prune": {"on": "x"}, "keep": {"daily": 30}}, "give 7d or more"),
         ({"repository": "rest:https://nas1:ab/cdsecret@host/nas1/"}, "percent-encoded"),
