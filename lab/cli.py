@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("vm", _vm, "make a lab of one NAS run that is a virtual machine")
     lab(sub, "vm")
     sub.add_argument("--cpu", default="max", help="a model that QEMU knows (max)")
+    sub.add_argument("--zfs", action="store_true", help="with ZFS, compiled for its kernel")
 
     which = command(
         "down", _down, "remove a lab, or all that the lab made"
@@ -134,6 +135,7 @@ def _vm(options: argparse.Namespace) -> None:
             disks=options.disks,
             disk_size=options.disk_size,
             inventory=options.inventory,
+            image="vm-zfs" if options.zfs else "vm",
         )
     )
 

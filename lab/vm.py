@@ -36,7 +36,8 @@ _HOST_KEY = "ssh_host_ed25519_key"
 
 @dataclass(frozen=True)
 class Wish:
-    """What the virtual machine should be. ``cpu`` is one of ``qemu-system-x86_64 -cpu help``."""
+    """What the virtual machine should be. ``cpu`` is one of ``qemu-system-x86_64 -cpu help``,
+    ``image`` a stage of the Dockerfile."""
 
     name: str
     debian: str
@@ -44,6 +45,7 @@ class Wish:
     disks: int
     disk_size: str
     inventory: Path | None
+    image: str = "vm"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _up(wish: Wish, size: int) -> None:
     public_key = ssh.ensure_key(folder, wish.name)
     identity = vm.folder / "machine-id"
     if not (vm.folder / "root.img").exists():
-        picture = image.ensure_nas(wish.debian, "vm")
+        picture = image.ensure_nas(wish.debian, wish.image)
         with step(f"disk of {wish.name}"):
             identity.write_text(f"{uuid.uuid4().hex}\n", encoding="utf-8")
             _fill(vm, picture, subnet, public_key, identity.read_text(encoding="utf-8"))

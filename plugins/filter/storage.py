@@ -52,6 +52,16 @@ CALENDAR = re.compile(
     r"(minute|hour|dai|week|month|quarter|semiannual|year|annual)ly"
     r"|(?=.*[0-9*])[A-Za-z0-9 *:,./~-]+"
 )
+GUID = re.compile(r"[0-9]{1,20}")
+# Of a pool or a volume, what ZFS has no like of.
+NOT_ZFS = {
+    "options": "compression and the like are properties of its datasets",
+    "remove": "it gives up no device by itself",
+    "copy_on_write": "all of it is copied on write",
+    "migrate": "move what the path holds there yourself, and then run again",
+}
+ZFS_PROFILES = ("single", "mirror", "raidz1", "raidz2", "raidz3")
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+[.](service|socket|target|mount)")
 # What runs on these must not begin before they are mounted: it would write beneath them.
 OF_DOCKER = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/nas-assistant")
@@ -150,6 +160,48 @@ def storage_subvolume(volume: Volume) -> dict[str, Any]:
     return {"path": volume["name"], **given}
 
 
+def storage_datasets(pool: Pool) -> list[dict[str, Any]]:
+    """Return the datasets of a pool of ZFS, those first that others lie in.
+
+    Each has ``name`` (with the pool's), ``path``, ``properties`` (for
+    M(community.general.zfs)), ``owner``, ``group``, ``mode``, ``needed_by`` and ``snapshots``.
+    """
+    found = [
+        {
+            "name": pool["name"],
+            "path": pool["mount"],
+            "properties": _properties(pool["compression"], None),
+            **dict.fromkeys(("owner", "group", "mode")),
+            "needed_by": [],
+            "snapshots": {},
+        }
+    ]
+    found += [
+        {
+            "name": f"{pool['name']}/{volume['name']}",
+            "path": volume["path"] or f"{pool['mount']}/{volume['name']}",
+            "properties": _properties(volume["compression"], volume["quota"]),
+            **{key: volume[key] for key in ("owner", "group", "mode", "needed_by", "snapshots")},
+        }
+        for volume in pool["volumes"]
+    ]
+    return sorted(found, key=lambda dataset: str(dataset["name"]))
+
+
+def _properties(compression: str | None, quota: str | None) -> dict[str, str]:
+    """Return properties as ``zfs get -p`` says them."""
+    found = {}
+    if compression:
+        found["compression"] = "off" if compression == "none" else compression
+    if quota == "none":
+        found["refquota"] = "0"
+    elif quota:
+        number, letter = re.match(r"(\d+)([KMGT]?)", quota).groups()  # type: ignore[union-attr]
+        # Of what it refers to, as Btrfs counts: snapshots are on top.
+        found["refquota"] = str(int(number) * SIZES[letter])
+    return found
+
+
 def _once(what: str, given: list[str]) -> None:
     for item in given:
         if given.count(item) > 1:
@@ -166,6 +218,7 @@ def _pool(entry: Mapping[str, Any], of_docker: tuple[str, ...]) -> Pool:
     provider = entry.get("provider", "btrfs")
     if provider not in PROVIDERS:
         raise AnsibleFilterError(f"{where}: provider={provider!r} is none of {_or(PROVIDERS)}")
+    _check_provider(entry, provider, where)
     devices = [str(item) for item in listed(entry.get("devices"))]
     for device in devices:
         if not PATH.fullmatch(device) or not device.startswith("/dev/"):
@@ -183,10 +236,14 @@ def _pool(entry: Mapping[str, Any], of_docker: tuple[str, ...]) -> Pool:
         "name": name,
         "provider": provider,
         "devices": devices,
-        "uuid": str(entry.get("uuid") or ""),
+        "uuid": _like(entry.get("uuid"), GUID, "uuid", "a guid (zpool get guid)", where)
+        if provider == "zfs" and entry.get("uuid")
+        else str(entry.get("uuid") or ""),
         "format": _flag(entry, "format", where),
         "remove": _flag(entry, "remove", where),
-        "profile": _profile(entry, len(devices), where),
+        "profile": _zfs_profile(entry, where)
+        if provider == "zfs"
+        else _profile(entry, len(devices), where),
         "mount": _path(entry.get("mount", f"/srv/{name}"), "mount", where),
         "options": options,
         "compression": _compression(entry, COMPRESSION[provider][0], where) or "",
@@ -199,6 +256,30 @@ def _pool(entry: Mapping[str, Any], of_docker: tuple[str, ...]) -> Pool:
     # Also as what their snapshots are called, where a slash is a full stop.
     _once(f"volume of {name}", [each["name"].replace("/", ".") for each in found["volumes"]])
     return found
+
+
+def _check_provider(entry: Mapping[str, Any], provider: str, where: str) -> None:
+    """Refuse of ZFS what it has not."""
+    if provider != "zfs":
+        return
+    volumes = entry.get("volumes")
+    inner = [each for each in volumes or [] if isinstance(each, Mapping)]
+    for given in (entry, *inner):
+        for key in given.keys() & NOT_ZFS.keys():
+            if given[key] not in (False, None):
+                raise AnsibleFilterError(f"{where}: {key}: not with provider=zfs: {NOT_ZFS[key]}")
+    name = str(entry["name"])
+    if not name[0].isalpha() or name.startswith(("mirror", "raidz", "draid", "spare", "log")):
+        raise AnsibleFilterError(f"{where}: a pool of ZFS may not be called so; call it tank")
+
+
+def _zfs_profile(entry: Mapping[str, Any], where: str) -> str:
+    profile = entry.get("profile") or ""
+    if profile and profile not in ZFS_PROFILES:
+        raise AnsibleFilterError(
+            f"{where}: profile={profile!r} is none of ZFS's: {', '.join(ZFS_PROFILES)}"
+        )
+    return str(profile)
 
 
 def _volume(entry: Any, provider: str, of_docker: tuple[str, ...], pool: str) -> Volume:
@@ -329,6 +410,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """The filters by name."""
         return {
+            "storage_datasets": storage_datasets,
             "storage_mounts": storage_mounts,
             "storage_pools": storage_pools,
             "storage_subvolume": storage_subvolume,

@@ -25,6 +25,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _metrics as metrics,
     _private as private,
     _snapshots as snapshots,
+    _zfs as zfs,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._backup_plan import (
     Copy,
@@ -45,6 +46,8 @@ INDEX = "manifest/index.json"
 METRICS = "nas_backup"
 # Among the snapshots of a pool, and none of those that retention knows.
 SNAPSHOTS = ".backup"
+# Of a dataset of ZFS, the same; and the property that tells ours.
+ZFS_PREFIX, ZFS_MARK = "nas-backup-", "nas.assistant:backup"
 WHOLE = 100  # percent
 # What is left of a file of which some data are still wanted stays: to write it anew needs room.
 NO_REPACK = "--max-repack-size=0"
@@ -237,22 +240,37 @@ def staged(
         mounted.callback(private.unmount, stage)
         for source in settings.sources:
             try:
-                path = source.path
-                if source.volume:
-                    path = _snapshot(source, copy, [each.name for each in settings.copies], made)
-                if not os.path.isdir(path):
-                    raise BackupError("incomplete", f"{path} is no folder")
-                private.bind(path, os.path.join(stage, source.place))
+                _show(source, copy, [each.name for each in settings.copies], stage, made)
                 problems += [
                     f"{source.name}: {each} lies in it and is not copied. Name it in "
                     "backup_sources too, or in exclude"
                     for each in _apart(settings, source)
                 ]
-            except (BackupError, btrfs.BtrfsError, private.MountError, OSError) as error:
+            except (
+                BackupError,
+                btrfs.BtrfsError,
+                zfs.ZfsError,
+                private.MountError,
+                OSError,
+            ) as error:
                 problems.append(f"{source.name}: {error}")
             else:
                 shown.append(source)
         yield stage, shown
+
+
+def _show(
+    source: Source, copy: Copy, copies: Collection[str], stage: str, made: contextlib.ExitStack
+) -> None:
+    """Mount a source at its place; of a volume, a snapshot."""
+    place = os.path.join(stage, source.place)
+    if source.on_zfs:
+        private.mount(_snapshot_zfs(source, copy, copies, made), place, _READ_ONLY, "zfs")
+        return
+    path = _snapshot(source, copy, copies, made) if source.volume else source.path
+    if not os.path.isdir(path):
+        raise BackupError("incomplete", f"{path} is no folder")
+    private.bind(path, place)
 
 
 def _apart(settings: Settings, source: Source) -> list[str]:
@@ -299,6 +317,28 @@ def _snapshot(
     made.callback(_delete, path)
     btrfs.call("btrfs", "subvolume", "snapshot", "-r", source.path, path)
     return path
+
+
+def _snapshot_zfs(
+    source: Source, copy: Copy, copies: Collection[str], made: contextlib.ExitStack
+) -> str:
+    """As ``_snapshot``, of a dataset; return what mount(8) takes it by."""
+    dataset = zfs.dataset(source.volume)
+    if not dataset.mounted or dataset.mountpoint != source.path:
+        raise BackupError("incomplete", f"{source.volume} is not mounted at {source.path}")
+    for each in zfs.snapshots(source.volume, ZFS_MARK):
+        # Left by a run that was cut off; ours alone, whatever they are called.
+        owner = each.text.removeprefix(ZFS_PREFIX)
+        if each.mark == dataset.guid and (owner == copy.name or owner not in copies):
+            _destroy(f"{source.volume}@{each.text}")
+    name = f"{source.volume}@{ZFS_PREFIX}{copy.name}"
+    zfs.call("zfs", "snapshot", "-o", f"{ZFS_MARK}={dataset.guid}", name)
+    made.callback(_destroy, name)
+    return name
+
+
+def _destroy(name: str) -> None:
+    zfs.call("zfs", "destroy", name)
 
 
 def _delete(path: str) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 
+from ansible_collections.nas.assistant.plugins.module_utils import _zfs as zfs
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 
 FIRST = 4 << 20  # bytes that must be zeros
@@ -96,6 +97,9 @@ def under(path: str) -> list[str]:
     columns = ["--noheadings", "--nofsroot", "--output", "SOURCE,FSTYPE"]
     done = run(["findmnt", *columns, "--target", path])
     source, kind = (*done.stdout.split(), "", "")[:2]
+    if kind == "zfs":
+        pool = zfs.pool(source.split("/")[0])
+        return [leaf.name for leaf in pool.leaves if not leaf.failed] if pool else []
     if not source.startswith("/dev/"):
         return []
     if kind != "btrfs":

@@ -41,10 +41,10 @@ def bind(source: str, point: str, read_only: bool = True) -> None:
         demand(["mount", "-o", "remount,bind,ro", point], MountError)
 
 
-def mount(device: str, point: str, options: str) -> None:
-    """Mount a device."""
+def mount(device: str, point: str, options: str, kind: str = "auto") -> None:
+    """Mount a device, or what else a ``kind`` of filesystem takes."""
     os.makedirs(point, mode=0o700, exist_ok=True)
-    demand(["mount", "-o", options, device, point], MountError)
+    demand(["mount", "-t", kind, "-o", options, device, point], MountError)
 
 
 def unmount(point: str) -> None:

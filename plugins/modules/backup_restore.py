@@ -12,7 +12,8 @@ version_added: 0.1.0
 description:
   - Restores from a copy that the role C(backup) keeps, into a place beside the present state, and
     compares each file with the manifest that was taken with it. Only then is anything replaced.
-  - A volume becomes one more of its snapshots. M(nas.assistant.btrfs_rollback) puts it in place,
+  - A volume of Btrfs becomes one more of its snapshots.
+    M(nas.assistant.btrfs_rollback) puts it in place,
     and keeps what was there. Files of a folder are put in place at once; those that they replace
     are moved to a folder beside it.
 author:
@@ -170,7 +171,7 @@ class Restore:
         """Bring one of them back."""
         path, to = self.params["path"].rstrip("/"), self.params["to"]
         source = self.here.get(held.name)
-        if source and source.volume and not path and not to:
+        if source and source.folder and not path and not to:
             return restore.volume(self.settings, repository, point, source, held)
         target = to or (source.path if source else "")
         return restore.folder(self.settings, repository, point, held, target, path)
