@@ -163,6 +163,7 @@ class State:
     restarts: int
     began: str
     words: str
+    refused: bool = False
 
 
 def state_of(container: str) -> State:
@@ -174,18 +175,24 @@ def state_of(container: str) -> State:
     words = f"{state['Status']}, exit code {state['ExitCode']}"
     if state.get("OOMKilled"):
         words += ", killed for memory"
-    return State(alive, int(found["RestartCount"]), str(state["StartedAt"]), words)
+    refused = not alive and state["ExitCode"] == EX_CONFIG
+    return State(alive, int(found["RestartCount"]), str(state["StartedAt"]), words, refused)
 
 
-def give_up(container: str, since: str, reason: str) -> str:
+def give_up(container: str, since: str, reason: str, refused: bool = False) -> str:
     """Stop the container and return the message that says why.
 
     :param since: when the life began that failed, as Docker says it: an error of an earlier one may
         have been mended since, and a later one may not have got as far yet.
+    :param refused: whether its start script refused to go on, for which it gives a reason.
     """
     docker(["docker", "stop", "--time", "10", container])
-    log = docker(["docker", "logs", "--since", since, "--tail", "50", container])
-    return f"{container}: {last_error(log) or reason} ({reason}; the container was stopped)"
+    logs = ["docker", "logs", "--tail", "50"]
+    found = last_error(docker([*logs, "--since", since, container]))
+    if not found and refused:
+        # It has said why: a slow engine may date the beginning of a life after its first words.
+        found = last_error(docker([*logs, container]))
+    return f"{container}: {found or reason} ({reason}; the container was stopped)"
 
 
 def wait(container: str, path: str, timeout: float) -> dict[str, object]:
@@ -199,7 +206,7 @@ def wait(container: str, path: str, timeout: float) -> dict[str, object]:
             return {"seconds": round(waited, 1), "answer": answer}
         state = state_of(container)
         if not state.alive:
-            raise DockerError(give_up(container, state.began, state.words))
+            raise DockerError(give_up(container, state.began, state.words, state.refused))
         if state.restarts > first.restarts + CHANCES:
             ended = f"it ended {state.restarts - first.restarts} times in {waited:.0f} s"
             raise DockerError(give_up(container, first.began, ended))

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from ansible_collections.nas.assistant.plugins.modules import container_ready
 from ansible_collections.nas.assistant.plugins.modules.container_ready import ask, last_error
 
 REFUSED = '{"level": "error", "event": "start_refused", "message": "MODEL_VARIANT=huge: unknown"}'
@@ -55,3 +56,19 @@ def test_ask_nobody(tmp_path: Path) -> None:
     status, answer = ask(str(tmp_path / "none"))
     assert status == 0
     assert "none" in str(answer["reason"])
+
+
+@pytest.mark.parametrize(
+    ("refused", "said"), [(True, "MODEL_VARIANT=huge: unknown"), (False, "exited, exit code 78")]
+)
+def test_a_refusal_that_was_logged_before_its_life_began(
+    monkeypatch: pytest.MonkeyPatch, refused: bool, said: str
+) -> None:
+    """As a slow engine has it. What another end was logged with before may have been mended."""
+    monkeypatch.setattr(
+        container_ready, "docker", lambda words: "" if "--since" in words else REFUSED
+    )
+    message = container_ready.give_up(
+        "nas", "2026-01-01T00:00:00Z", "exited, exit code 78", refused
+    )
+    assert message.startswith(f"nas: {said} (")
