@@ -88,9 +88,10 @@ from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
 WORK = "rollback-zfs"
 HOLD = "nas-assistant-rollback"
 STAGE = "/run/nas-assistant/rollback"
-# All attributes, by checksum: a database may change without its size and its time.
+# All attributes, by checksum: a database may change without its size and its time. What goes does
+# so first, since there may be no room for both.
 RSYNC = (
-    *("rsync", "-aHAX", "--numeric-ids", "--one-file-system", "--delete"),
+    *("rsync", "-aHAX", "--numeric-ids", "--one-file-system", "--delete-before"),
     *("--checksum", "--out-format=%n"),
 )
 
