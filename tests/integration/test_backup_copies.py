@@ -604,9 +604,9 @@ def test_old_points_go_where_the_nas_has_no_say(
     assert not call(backup_prune.main, **given)["changed"]
     assert "wrong key" in call(backup_prune.main, **{**given, "password": "another"})["msg"]
     # Its server's own user could not read what we would leave.
-    os.chown(given["repository"], 65534, 65534)
+    os.chown(nas.off_site.folder / "nas1", 65534, 65534)
     assert "belongs to nobody" in call(backup_prune.main, **given)["msg"]
-    os.chown(given["repository"], 0, 0)
+    os.chown(nas.off_site.folder / "nas1", 0, 0)
     assert nas.restore("offsite", point=good, sources=["tank/photos"])["changed"]
 
 
