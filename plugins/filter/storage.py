@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.module_utils._sizes import bytes_of
+from ansible_collections.nas.assistant.plugins.module_utils._zfs_plan import FEWEST
 from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
     entries,
     has_keys,
@@ -60,8 +62,6 @@ NOT_ZFS = {
     "copy_on_write": "all of it is copied on write",
     "migrate": "move what the path holds there yourself, and then run again",
 }
-ZFS_PROFILES = ("single", "mirror", "raidz1", "raidz2", "raidz3")
-SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+[.](service|socket|target|mount)")
 # What runs on these must not begin before they are mounted: it would write beneath them.
 OF_DOCKER = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/nas-assistant")
@@ -193,12 +193,9 @@ def _properties(compression: str | None, quota: str | None) -> dict[str, str]:
     found = {}
     if compression:
         found["compression"] = "off" if compression == "none" else compression
-    if quota == "none":
-        found["refquota"] = "0"
-    elif quota:
-        number, letter = re.match(r"(\d+)([KMGT]?)", quota).groups()  # type: ignore[union-attr]
+    if quota:
         # Of what it refers to, as Btrfs counts: snapshots are on top.
-        found["refquota"] = str(int(number) * SIZES[letter])
+        found["refquota"] = str(bytes_of(quota))
     return found
 
 
@@ -218,7 +215,8 @@ def _pool(entry: Mapping[str, Any], of_docker: tuple[str, ...]) -> Pool:
     provider = entry.get("provider", "btrfs")
     if provider not in PROVIDERS:
         raise AnsibleFilterError(f"{where}: provider={provider!r} is none of {_or(PROVIDERS)}")
-    _check_provider(entry, provider, where)
+    if provider == "zfs":
+        _check_zfs(entry, where)
     devices = [str(item) for item in listed(entry.get("devices"))]
     for device in devices:
         if not PATH.fullmatch(device) or not device.startswith("/dev/"):
@@ -232,18 +230,17 @@ def _pool(entry: Mapping[str, Any], of_docker: tuple[str, ...]) -> Pool:
                 f"{where}: options: {option!r} is no mount option that may be set here; volumes "
                 "and compression have keys of their own"
             )
+    profile: Any = entry.get("profile") or ""
+    if provider == "btrfs":
+        profile = _profile(entry, len(devices), where)
     found = {
         "name": name,
         "provider": provider,
         "devices": devices,
-        "uuid": _like(entry.get("uuid"), GUID, "uuid", "a guid (zpool get guid)", where)
-        if provider == "zfs" and entry.get("uuid")
-        else str(entry.get("uuid") or ""),
+        "uuid": str(entry.get("uuid") or ""),
         "format": _flag(entry, "format", where),
         "remove": _flag(entry, "remove", where),
-        "profile": _zfs_profile(entry, where)
-        if provider == "zfs"
-        else _profile(entry, len(devices), where),
+        "profile": profile,
         "mount": _path(entry.get("mount", f"/srv/{name}"), "mount", where),
         "options": options,
         "compression": _compression(entry, COMPRESSION[provider][0], where) or "",
@@ -258,10 +255,8 @@ def _pool(entry: Mapping[str, Any], of_docker: tuple[str, ...]) -> Pool:
     return found
 
 
-def _check_provider(entry: Mapping[str, Any], provider: str, where: str) -> None:
-    """Refuse of ZFS what it has not."""
-    if provider != "zfs":
-        return
+def _check_zfs(entry: Mapping[str, Any], where: str) -> None:
+    """Refuse what ZFS has not."""
     volumes = entry.get("volumes")
     inner = [each for each in volumes or [] if isinstance(each, Mapping)]
     for given in (entry, *inner):
@@ -271,15 +266,12 @@ def _check_provider(entry: Mapping[str, Any], provider: str, where: str) -> None
     name = str(entry["name"])
     if not name[0].isalpha() or name.startswith(("mirror", "raidz", "draid", "spare", "log")):
         raise AnsibleFilterError(f"{where}: a pool of ZFS may not be called so; call it tank")
-
-
-def _zfs_profile(entry: Mapping[str, Any], where: str) -> str:
+    _like(entry.get("uuid") or None, GUID, "uuid", "a guid (zpool get guid)", where)
     profile = entry.get("profile") or ""
-    if profile and profile not in ZFS_PROFILES:
+    if profile and profile not in FEWEST:
         raise AnsibleFilterError(
-            f"{where}: profile={profile!r} is none of ZFS's: {', '.join(ZFS_PROFILES)}"
+            f"{where}: profile={profile!r} is none of ZFS's: {', '.join(FEWEST)}"
         )
-    return str(profile)
 
 
 def _volume(entry: Any, provider: str, of_docker: tuple[str, ...], pool: str) -> Volume:

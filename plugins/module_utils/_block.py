@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterable
 
 from ansible_collections.nas.assistant.plugins.module_utils import _zfs as zfs
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
@@ -60,6 +61,21 @@ def holds(path: str) -> str:
         if stream.read(FIRST).strip(b"\0"):
             return f"{path} holds something that has no signature in its first {FIRST >> 20} MiB"
     return ""
+
+
+def demand_blank(label: str, paths: Iterable[str], failure: type[Exception]) -> None:
+    """Refuse to overwrite what anything is on.
+
+    :param label: of the pool, for the message.
+    :param failure: what is raised where one of the devices is not blank; says what is on it.
+    """
+    held = [found for path in paths if (found := holds(path))]
+    if held:
+        raise failure(
+            f"{label}: {'; '.join(held)}. Nothing of it was changed. If you are sure that you want "
+            "none of it, empty the device yourself (wipefs --all DEVICE, then dd if=/dev/zero "
+            "of=DEVICE bs=1M count=4) and run again"
+        )
 
 
 def _named(signature: dict[str, str | None]) -> str:

@@ -15,7 +15,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._commands import dem
 _AUXILIARY = ("logs", "cache", "spares", "special", "dedup")
 # A device in one of these does not do its part. What its owner took offline is no failure.
 _FAILED = ("UNAVAIL", "REMOVED", "FAULTED", "CANT_OPEN")
-_KINDS = ("mirror", "raidz1", "raidz2", "raidz3")
+# Around one that takes the place of another, for the time.
+_PASSING = ("replacing", "spare")
 _GROUP = re.compile(r"(mirror|raidz\d|draid\d\S*|replacing|spare)-\d+")
 
 REMEDY = (
@@ -47,7 +48,7 @@ class Leaf:
 
 @dataclass
 class Group:
-    """Devices that keep the same data: a ``mirror``, ``raidz1`` to ``raidz3``, or one ``disk``."""
+    """Devices that keep the same data: a ``mirror``, ``raidz1`` to ``raidz3`` …, or a ``disk``."""
 
     kind: str
     leaves: list[Leaf] = field(default_factory=list)
@@ -140,7 +141,7 @@ def parse_status(text: str) -> Pool:
         matched = _GROUP.fullmatch(words[0])
         depths[depth] = matched[1] if matched else ""
         if depth == 1:
-            found.groups.append(Group(depths[1] if depths[1] in _KINDS else "disk"))
+            found.groups.append(Group("disk" if depths[1] in ("", *_PASSING) else depths[1]))
         if matched:
             continue
         above = [depths[key] for key in sorted(depths) if 0 < key < depth]
@@ -150,7 +151,7 @@ def parse_status(text: str) -> Pool:
                 name=words[0],
                 state=words[1] if len(words) > 1 else "",
                 was=was[0] if was else "",
-                replaced=bool({"replacing", "spare"} & set(above)),
+                replaced=bool({*_PASSING} & set(above)),
             )
         )
     return found

@@ -11,8 +11,6 @@ from ansible_collections.nas.assistant.plugins.module_utils._zfs import Leaf, Po
 
 # Fewest devices of each profile.
 FEWEST = {"single": 1, "mirror": 2, "raidz1": 3, "raidz2": 4, "raidz3": 5}
-# What a pool of that profile is made of.
-KIND = {"single": "disk"}
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,10 @@ class Wish:
 class Plan:
     """Steps, in the order of the fields.
 
-    :param groups: what follows the pool's name for ``zpool create`` or ``zpool add``.
+    :param create: what follows the pool's name for ``zpool create``; so ``add``.
     :param replace: pairs of what the pool calls a device, and the one for its place.
     :param attach: as ``replace``, for a mirror of what was one disk.
+    :param overwritten: devices that must be blank.
     """
 
     create: tuple[str, ...] = ()
@@ -47,11 +46,6 @@ class Plan:
     attach: tuple[tuple[str, str], ...] = ()
     add: tuple[str, ...] = ()
     overwritten: tuple[str, ...] = ()
-
-    @property
-    def changes(self) -> bool:
-        """Whether there is anything to do."""
-        return bool(self.overwritten)
 
 
 def found(wish: Wish, present: Pool | None, importable: Sequence[Pool]) -> Pool | None:
@@ -140,7 +134,7 @@ def _changed(wish: Wish, pool: Pool) -> Plan:
     if not new:
         return Plan(replace=tuple(replace), overwritten=overwritten)
     kind, width = pool.groups[0].kind, len(pool.groups[0].leaves)
-    present = next((name for name, fewest in KIND.items() if fewest == kind), kind)
+    present = "single" if kind == "disk" else kind
     if present == "single" and wish.profile in ("", "mirror"):
         # Each disk gets a second one.
         if len(new) != len(pool.groups):

@@ -76,13 +76,14 @@ def _carry_out(wish: plan.Wish) -> Outcome:
 
 def _run(outcome: Outcome) -> None:
     wish, now = outcome.wish, int(time.time())
-    ours = _ours(wish.path, outcome)
+    own, there = zfs.dataset(wish.path).guid, zfs.snapshots(wish.path, PROPERTY)
+    ours, outcome.foreign = _sorted(there, own)
     outcome.before = sorted(each.text for each in ours)
     if plan.is_due([each.time for each in ours], wish.every, now):
         outcome.made.append(make(wish.path, now))
-        ours = _ours(wish.path, Outcome(wish))
-    user_holds = {each.guid for each in zfs.snapshots(wish.path, PROPERTY) if each.held}
-    found = plan.retention(ours, wish.keep, now, user_holds)
+        there = zfs.snapshots(wish.path, PROPERTY)
+        ours, _ = _sorted(there, own)
+    found = plan.retention(ours, wish.keep, now, {each.guid for each in there if each.held})
     outcome.held = sorted(each.text for each in found.held)
     outcome.ahead = sorted(each.text for each in found.ahead)
     for each in found.drop:
@@ -94,15 +95,16 @@ def _run(outcome: Outcome) -> None:
             outcome.problems.append(str(error))
 
 
-def _ours(name: str, outcome: Outcome) -> list[plan.Snapshot]:
-    """Return the snapshots that we made; note those that only look alike."""
-    own, found = zfs.dataset(name).guid, []
-    for each in zfs.snapshots(name, PROPERTY):
+def _sorted(there: Sequence[zfs.Snapshot], own: str) -> tuple[list[plan.Snapshot], list[str]]:
+    """Return the snapshots that we made of the dataset with this guid, and the names of those that
+    only look alike."""
+    ours, foreign = [], []
+    for each in there:
         entry = plan.entry(each.text)
         if not entry or entry.name != NAME or entry.draft:
             continue
         if each.mark == own and entry.time is not None:
-            found.append(plan.Snapshot(each.text, entry.time, each.guid))
+            ours.append(plan.Snapshot(each.text, entry.time, each.guid))
         else:
-            outcome.foreign.append(each.text)
-    return found
+            foreign.append(each.text)
+    return ours, foreign

@@ -212,7 +212,7 @@ class Pool:
         filesystem = pool_plan.find(self.wish, filesystems())
         if filesystem is None:
             steps = pool_plan.plan(self.wish, None, {})
-            self.check_blank(steps)
+            block.demand_blank(self.wish.label, steps.overwritten, btrfs.BtrfsError)
             self.create(steps)
             made = None if self.check_mode else pool_plan.find(self.wish, filesystems())
             return self.result(made.uuid if made else "", "", 0)
@@ -221,21 +221,11 @@ class Pool:
         self.mounted = bool(btrfs.mounts_of(filesystem, btrfs.mounts()))
         if (idle or self.check_mode) and not self.mounted:
             # Nothing is mounted for a look alone, least of all without a device.
-            self.check_blank(steps)
+            block.demand_blank(self.wish.label, steps.overwritten, btrfs.BtrfsError)
             self.step(steps, "")  # names them only: there are none outside of check mode
             return self.result(filesystem.uuid, "", len(steps.missing))
         with mounted(filesystem) as point:
             return self.change(filesystem, point)
-
-    def check_blank(self, steps: pool_plan.Plan) -> None:
-        """Refuse to overwrite what anything is on."""
-        held = [found for path in steps.overwritten if (found := block.holds(path))]
-        if held:
-            raise btrfs.BtrfsError(
-                f"{self.wish.label}: {'; '.join(held)}. Nothing of it was changed. If you are sure "
-                "that you want none of it, empty the device yourself (wipefs --all DEVICE, then dd "
-                "if=/dev/zero of=DEVICE bs=1M count=4) and run again"
-            )
 
     def create(self, steps: pool_plan.Plan) -> None:
         """Make the filesystem."""
@@ -260,7 +250,7 @@ class Pool:
             listing = btrfs.call("btrfs", "--format", "json", "filesystem", "df", point)
             steps = pool_plan.plan(self.wish, filesystem, btrfs.parse_profiles(listing))
             if steps.changes:
-                self.check_blank(steps)
+                block.demand_blank(self.wish.label, steps.overwritten, btrfs.BtrfsError)
                 self.step(steps, point)
             if self.check_mode or not steps.changes:
                 return self.result(filesystem.uuid, busy, missing)

@@ -110,26 +110,10 @@ from ansible_collections.nas.assistant.plugins.module_utils._files import (
     group_id,
     user_id,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._sizes import bytes_of
 
 COMPRESSIONS = ("", "zstd", "lzo", "zlib", "none")
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-SIZE = re.compile(r"(\d+)([KMGT]?)(?:iB)?")
 State = dict[str, Any]
-
-
-def bytes_of(size: str, where: str) -> int:
-    """Return the bytes of a size such as 20G; 0 for none.
-
-    :raises BtrfsError: it is no size.
-    """
-    matched = SIZE.fullmatch(size)
-    if size == "none":
-        return 0
-    if not matched or int(matched[1]) == 0:
-        raise btrfs.BtrfsError(
-            f"{where}: quota={size!r} is no size such as 20G (with K, M, G or T), and not none"
-        )
-    return int(matched[1]) * UNITS[matched[2]]
 
 
 def wanted(entry: dict[str, Any]) -> State:
@@ -163,7 +147,10 @@ def wanted(entry: dict[str, Any]) -> State:
             f"{path}: compression={found['compression']} and copy_on_write=false exclude each other"
         )
     if entry.get("quota") is not None:
-        found["quota"] = bytes_of(entry["quota"], path)
+        try:
+            found["quota"] = bytes_of(entry["quota"])
+        except ValueError as error:
+            raise btrfs.BtrfsError(f"{path}: quota={error}") from None
     return found
 
 

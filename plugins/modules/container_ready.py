@@ -190,7 +190,7 @@ def give_up(container: str, since: str, reason: str, refused: bool = False) -> s
     logs = ["docker", "logs", "--tail", "50"]
     found = last_error(docker([*logs, "--since", since, container]))
     if not found and refused:
-        # It has said why: a slow engine may date the beginning of a life after its first words.
+        # It has said why. On a slow CPU, nothing was found there although it had, once in two runs.
         found = last_error(docker([*logs, container]))
     return f"{container}: {found or reason} ({reason}; the container was stopped)"
 

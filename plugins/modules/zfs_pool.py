@@ -178,17 +178,17 @@ class Run:
         importable = [] if present else zfs.importable()
         pool = zfs_plan.found(self.wish([]), present, importable)
         if pool and not present:
-            self.say(f"import {pool.name}")
+            self.done.append(f"import {pool.name}")
             if self.check_mode:
-                return self.result(pool)
+                return self.result(pool, [])
             zfs.call("zpool", "import", "-N", pool.guid)
             present = zfs.pool(self.name)
         steps = zfs_plan.plan(self.wish(present.leaves if present else []), present)
-        self.check_blank(steps)
+        block.demand_blank(self.name, steps.overwritten, zfs.ZfsError)
         self.carry_out(steps)
         if self.check_mode:
-            return self.result(present or zfs.Pool(""))
-        return self.result(self.wait())
+            return self.result(present or zfs.Pool(""), zfs.datasets(self.name) if present else [])
+        return self.result(self.wait(), zfs.datasets(self.name))
 
     def wish(self, leaves: list[zfs.Leaf]) -> zfs_plan.Wish:
         """What the inventory wants, of what is there."""
@@ -202,20 +202,10 @@ class Run:
             format=self.params["format"],
         )
 
-    def check_blank(self, steps: zfs_plan.Plan) -> None:
-        """Refuse to overwrite what anything is on."""
-        held = [found for path in steps.overwritten if (found := block.holds(path))]
-        if held:
-            raise zfs.ZfsError(
-                f"{self.name}: {'; '.join(held)}. Nothing of it was changed. If you are sure that "
-                "you want none of it, empty the device yourself (wipefs --all DEVICE, then dd "
-                "if=/dev/zero of=DEVICE bs=1M count=4) and run again"
-            )
-
     def carry_out(self, steps: zfs_plan.Plan) -> None:
         """Do the steps; in check mode, name them."""
         if steps.create:
-            self.say(f"make a pool of {' '.join(steps.create)}")
+            self.done.append(f"make a pool of {' '.join(steps.create)}")
             options = list(POOL)
             for key, value in {**DATASET, **self.params["properties"]}.items():
                 options += ["-O", f"{key}={value}"]
@@ -223,10 +213,10 @@ class Run:
             self.change("zpool", "create", *options, self.name, *steps.create)
         for word, pairs in (("replace", steps.replace), ("attach", steps.attach)):
             for old, new in pairs:
-                self.say(f"{word} {old} {'by' if word == 'replace' else 'and'} {new}")
+                self.done.append(f"{word} {old} {'by' if word == 'replace' else 'and'} {new}")
                 self.change("zpool", word, self.name, old, new)
         if steps.add:
-            self.say(f"add {' '.join(steps.add)}")
+            self.done.append(f"add {' '.join(steps.add)}")
             self.change("zpool", "add", self.name, *steps.add)
 
     def change(self, *argv: str) -> None:
@@ -244,13 +234,8 @@ class Run:
                 return found
             time.sleep(PAUSE)
 
-    def say(self, step: str) -> None:
-        """Note a step."""
-        self.done.append(step)
-
-    def result(self, pool: zfs.Pool) -> dict[str, Any]:
+    def result(self, pool: zfs.Pool, there: list[zfs.Dataset]) -> dict[str, Any]:
         """The module's result."""
-        there = zfs.datasets(self.name) if zfs.pool(self.name) else []
         return {
             "changed": bool(self.done),
             "uuid": pool.guid,

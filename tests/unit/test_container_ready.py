@@ -64,7 +64,7 @@ def test_ask_nobody(tmp_path: Path) -> None:
 def test_a_refusal_that_was_logged_before_its_life_began(
     monkeypatch: pytest.MonkeyPatch, refused: bool, said: str
 ) -> None:
-    """As a slow engine has it. What another end was logged with before may have been mended."""
+    """As it was found on a slow CPU. What another end was logged with may have been mended."""
     monkeypatch.setattr(
         container_ready, "docker", lambda words: "" if "--since" in words else REFUSED
     )

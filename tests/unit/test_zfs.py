@@ -172,15 +172,15 @@ def test_what_no_new_pool_can_be_made_of(given: zfs_plan.Wish, message: str) -> 
 
 
 def test_what_is_as_it_should_be_stays() -> None:
-    assert not zfs_plan.plan(wish(A, B, inside="01"), made_of(mirror(A, B))).changes
-    assert not zfs_plan.plan(wish(format=False), made_of(mirror(A, B))).changes
+    assert not zfs_plan.plan(wish(A, B, inside="01"), made_of(mirror(A, B))).overwritten
+    assert not zfs_plan.plan(wish(format=False), made_of(mirror(A, B))).overwritten
 
 
 def test_a_device_that_failed_is_replaced_first() -> None:
     pool = made_of(zfs.Group("mirror", [leaf(A), zfs.Leaf("1234", "UNAVAIL", f"{B}-part1")]))
     assert zfs_plan.plan(wish(A, C, inside="0"), pool).replace == (("1234", C),)
     # It is only late, or there is no other yet.
-    assert not zfs_plan.plan(wish(A, B, inside="0", gone=frozenset([B])), pool).changes
+    assert not zfs_plan.plan(wish(A, B, inside="0", gone=frozenset([B])), pool).overwritten
     with pytest.raises(zfs.ZfsError, match=r"1234 \(was .*-2-part1\) belongs to it"):
         zfs_plan.plan(wish(A, inside="0"), pool)
 
@@ -200,7 +200,7 @@ def test_one_that_is_being_replaced_is_left_alone() -> None:
         gone=frozenset(["/dev/vdd"]),
         holders={"/dev/vdb": "/dev/vdb1", "/dev/vde": "/dev/vde1"},
     )
-    assert not zfs_plan.plan(given, pool).changes
+    assert not zfs_plan.plan(given, pool).overwritten
 
 
 def test_a_pool_grows_by_what_it_is_made_of() -> None:
