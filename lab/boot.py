@@ -14,13 +14,14 @@ from lab.progress import warn
 
 _PATIENCE = 120  # seconds; a boot takes 2 s on an idle machine
 _BOOTED = ("running", "degraded")
+_RESTART = 2  # seconds that a container which is restarted may be down
 
 
 def wait(nas: Nas) -> None:
     """Wait until systemd has booted; warn when a unit failed."""
     deadline = time.monotonic() + _PATIENCE
     while (state := _state(nas)) not in _BOOTED:
-        if not state and not _runs(nas):
+        if not state and _is_gone(nas):
             log = docker("logs", "--tail", "15", nas.container, check=False)
             said = log.stdout + log.stderr
             raise LabError(f"{nas.name} stopped while it booted:\n{said}\n{_afresh(nas)}")
@@ -67,6 +68,14 @@ def _ask(nas: Nas, *argv: str) -> str:
 def _runs(nas: Nas) -> bool:
     done = docker("inspect", "--format", "{{.State.Running}}", nas.container, check=False)
     return done.stdout.strip() == "true"
+
+
+def _is_gone(nas: Nas) -> bool:
+    """Whether it has stopped, and is not merely on its way up again."""
+    if _runs(nas):
+        return False
+    time.sleep(_RESTART)
+    return not _runs(nas)
 
 
 def _afresh(nas: Nas) -> str:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The finished NAS, as its owner and as a client on the network see it."""
+"""The finished NAS, as its owner and as a client on the network see it.
+
+There are two. Each worker of pytest-xdist has one to itself, and runs all tests of a file on it.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
 LAB = ROOT / ".lab/molecule"
 CONTAINER = "nas-assistant"
+NAS = {"gw1": "nas2"}.get(os.environ.get("PYTEST_XDIST_WORKER", ""), "nas1")
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def log_in(address: str) -> Callable[[], Host]:
     def find() -> Host:
         door = ssh.door(LAB, address)
         assert door, f"{address} lets nobody in"
-        config = LAB / "ssh_config"
+        config = LAB / f"ssh_config.{NAS}"
         options = ssh.options(LAB)[1::2]
         config.write_text("".join(f"{option.replace('=', ' ', 1)}\n" for option in options))
         root = f"sudo={door.user != 'root'}"
@@ -51,17 +55,28 @@ def log_in(address: str) -> Callable[[], Host]:
 
 
 @pytest.fixture(scope="session")
-def address() -> str:
-    """The NAS's address on the lab's network."""
-    (host,) = json.loads((LAB / "lab.json").read_text())["hosts"]
-    return str(host["ssh_host"])
+def nas_name() -> str:
+    """The NAS's name in the inventory."""
+    return NAS
 
 
 @pytest.fixture(scope="session")
-def lab_container() -> str:
+def lab_host() -> dict[str, Any]:
+    """The NAS as the lab made it."""
+    hosts = json.loads((LAB / "lab.json").read_text())["hosts"]
+    return next(dict(host) for host in hosts if host["name"] == NAS)
+
+
+@pytest.fixture(scope="session")
+def address(lab_host: dict[str, Any]) -> str:
+    """The NAS's address on the lab's network."""
+    return str(lab_host["ssh_host"])
+
+
+@pytest.fixture(scope="session")
+def lab_container(lab_host: dict[str, Any]) -> str:
     """Name of the container that plays the NAS."""
-    (host,) = json.loads((LAB / "lab.json").read_text())["hosts"]
-    return str(host["container"])
+    return str(lab_host["container"])
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +90,7 @@ def key() -> str:
 @pytest.fixture(scope="session")
 def certificate() -> Path:
     """The certificate that the playbook handed to the owner."""
-    return LAB / "credentials/nas1.crt"
+    return LAB / f"credentials/{NAS}.crt"
 
 
 @pytest.fixture(scope="session")
@@ -128,12 +143,13 @@ def wait_ready(connect: Callable[[], httpx.Client]) -> Callable[[], float]:
 
 @pytest.fixture(scope="session")
 def playbook_in() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs a playbook of the collection in an inventory."""
+    """Return a function that runs a playbook of the collection on the NAS, in an inventory."""
 
     def run(
         inventory: Path, environ: dict[str, str], name: str, *arguments: str
     ) -> subprocess.CompletedProcess[str]:
         command = ["ansible-playbook", "-i", str(inventory), f"nas.assistant.{name}", *arguments]
+        command += ["--limit", NAS]
         # Molecule asks for colours, and what is read here is text.
         environ = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", **environ}
         return subprocess.run(

@@ -189,13 +189,13 @@ def test_guessing_is_banned(host: Host, address: str, lab_container: str) -> Non
 
 
 @pytest.fixture
-def config_set(address: str) -> Callable[..., list[str]]:
+def config_set(nas_name: str) -> Callable[..., list[str]]:
     """Return a function that gives the command line of one config_set on the NAS."""
     door = ssh.DOORS[0]
 
     def command(**arguments: Any) -> list[str]:
         return [
-            *("ansible", "-i", os.environ["MOLECULE_EPHEMERAL_DIRECTORY"] + "/inventory", "nas1"),
+            *("ansible", "-i", os.environ["MOLECULE_EPHEMERAL_DIRECTORY"] + "/inventory", nas_name),
             *("--become", "-e", f"ansible_port={door.port}", "-e", f"ansible_user={door.user}"),
             *("-m", "nas.assistant.config_set", "-a", json.dumps(arguments)),
         ]

@@ -146,14 +146,14 @@ def test_an_altered_container_is_mended(
     assert ask(client).status_code == 200
 
 
-def test_broken_docker_settings_are_said(host: Host, playbook: Playbook) -> None:
+def test_broken_docker_settings_are_said(host: Host, playbook: Playbook, nas_name: str) -> None:
     path = "/etc/docker/daemon.json"
     before = host.file(path).content_string
     host.check_output(f"echo '{{' > {path}")
     try:
         done = playbook("docker")
         assert done.returncode != 0
-        assert "daemon.json on nas1 is not a JSON object" in " ".join(done.stdout.split())
+        assert f"daemon.json on {nas_name} is not a JSON object" in " ".join(done.stdout.split())
     finally:
         host.check_output(f"printf %s > {path}", before)
 

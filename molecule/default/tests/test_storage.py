@@ -5,12 +5,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,14 +19,12 @@ MODELS = "/var/lib/nas-assistant/models"
 
 
 @pytest.fixture(scope="module")
-def pool() -> dict[str, Any]:
-    """What the inventory would say of the lab's two disks."""
-    path = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"], ".lab/molecule/lab.json")
-    (host,) = json.loads(path.read_text())["hosts"]
+def pool(lab_host: dict[str, Any]) -> dict[str, Any]:
+    """What the inventory would say of two of the lab's disks."""
     snapshots = {"every": "15m", "keep": {"last": 2}}
     return {
         "name": "tank",
-        "devices": host["disks"][:2],
+        "devices": lab_host["disks"][:2],
         "format": True,
         "volumes": [
             {"name": "models", "path": MODELS, "compression": "none", "migrate": True},

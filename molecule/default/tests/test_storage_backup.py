@@ -2,7 +2,7 @@
 # Copyright: nas.assistant contributors
 """Copies of a NAS in use, and its end: a blank one in its place gets all of it back.
 
-Runs after test_storage.py, on the pool that it made.
+On the pool that test_storage.py made, where that ran on the same NAS before.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def server(address: str) -> Iterator[dict[str, Any]]:
         [
             *("rclone", "serve", "restic", "--append-only", "--cache-objects=false"),
             *("--addr", f"{own}:{port}", "--cert", str(crt), "--key", str(key)),
-            *("--user", "nas1", "--pass", PASSWORD, str(folder / "data")),
+            *("--user", "us", "--pass", PASSWORD, str(folder / "data")),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -100,27 +100,27 @@ def server(address: str) -> Iterator[dict[str, Any]]:
             assert time.monotonic() < deadline
             time.sleep(0.2)
     yield {
-        "repository": f"rest:https://nas1:{PASSWORD}@{own}:{port}/nas1/",
-        "data": folder / "data/nas1",
+        "repository": f"rest:https://us:{PASSWORD}@{own}:{port}/us/",
+        "data": folder / "data/us",
         "ca": crt.read_text(),
     }
     process.terminate()
     process.wait()
 
 
-def lab_disks() -> list[str]:
-    (host,) = json.loads((LAB / "lab.json").read_text())["hosts"]
-    return list(host["disks"])
+def lab_disks(nas: str) -> list[str]:
+    hosts = json.loads((LAB / "lab.json").read_text())["hosts"]
+    return next(list(host["disks"]) for host in hosts if host["name"] == nas)
 
 
 @pytest.fixture
-def wish(server: dict[str, Any]) -> dict[str, Any]:
+def wish(server: dict[str, Any], nas_name: str) -> dict[str, Any]:
     """What the inventory would say."""
-    return wanted(server)
+    return wanted(server, nas_name)
 
 
-def wanted(server: dict[str, Any]) -> dict[str, Any]:
-    first, second, third = lab_disks()
+def wanted(server: dict[str, Any], nas: str) -> dict[str, Any]:
+    first, second, third = lab_disks(nas)
     return {
         "storage_pools": [
             {
@@ -169,7 +169,7 @@ def test_refused_before_anything_changes(playbook: Run, wish: dict[str, Any], ho
     assert not host.file("/usr/local/sbin/nas-backup").exists
 
 
-def test_copies_are_set_up(playbook: Run, wish: dict[str, Any], host: Host) -> None:
+def test_copies_are_set_up(playbook: Run, wish: dict[str, Any], host: Host, nas_name: str) -> None:
     worked(playbook("storage", **wish))
     host.check_output(f"mkdir -p {METRICS}; cd /srv/documents; {FILES}")
     text = worked(playbook("backup", "--check", "--diff", **wish))
@@ -183,7 +183,7 @@ def test_copies_are_set_up(playbook: Run, wish: dict[str, Any], host: Host) -> N
     timers = host.check_output("systemctl list-timers --all --no-legend 'nas-*'")
     for name in ("nas-backup-offsite", "nas-drill-offsite", "nas-backup-usb", "nas-drill-usb"):
         assert f"{name}.timer" in timers
-    key = (LAB / "credentials/backup.nas1").read_text()
+    key = (LAB / f"credentials/backup.{nas_name}").read_text()
     assert host.file("/etc/nas-assistant/backup/key").content_string == key
     for path in ("backup.json", "backup/key"):
         assert host.file(f"/etc/nas-assistant/{path}").mode == 0o600
@@ -200,8 +200,8 @@ def test_copies_are_made_and_drilled_on_the_nas_alone(host: Host) -> None:
     assert host.check_output("ls /srv/tank/.snapshots/.backup") == ""
 
 
-def test_the_key_is_not_lost(playbook: Run, wish: dict[str, Any]) -> None:
-    kept = LAB / "credentials/backup.nas1"
+def test_the_key_is_not_lost(playbook: Run, wish: dict[str, Any], nas_name: str) -> None:
+    kept = LAB / f"credentials/backup.{nas_name}"
     key = kept.read_text()
     kept.unlink()
     worked(playbook("backup", **wish))
@@ -243,6 +243,7 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     playbook: Run,
     wish: dict[str, Any],
     host: Host,
+    nas_name: str,
     lab_container: str,
     log_in: Callable[[], Host],
     server: dict[str, Any],
@@ -256,21 +257,21 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     # The house burns down: system, Docker's data and both disks of the pool.
     subprocess.run(["docker", "rm", "-f", "-v", lab_container], check=True, capture_output=True)
     for number in (1, 2):
-        file = LAB / f"disks/nas1-disk{number}.img"
+        file = LAB / f"disks/{nas_name}-disk{number}.img"
         disks.detach(disks.below(file, disks.attached()))
         file.unlink()
     debian = os.environ.get("DEBIAN", "12")
     began = time.monotonic()
     subprocess.run(
         [
-            *(sys.executable, "-m", "lab", "up", "--name", "molecule", "--nas", "1"),
+            *(sys.executable, "-m", "lab", "up", "--name", "molecule", "--nas", "2"),
             *("--disks", "3", "--debian", debian, "--inventory", str(INVENTORY / "lab.yml")),
         ],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    new = wanted(server)
+    new = wanted(server, nas_name)
     blank = time.monotonic()
     worked(playbook("site", **new))
     built = time.monotonic()

@@ -234,7 +234,7 @@ def fresh(net: Net, nas: Callable[[str], str], open_nas: None) -> Iterator[None]
 
 
 @pytest.fixture
-def task(address: str) -> Callable[..., dict[str, Any]]:
+def task(address: str, nas_name: str) -> Callable[..., dict[str, Any]]:
     """Return a function that runs the module; ``said`` of its result is all that was printed."""
     door = ssh.door(paths.lab(LAB), address)
     assert door
@@ -243,7 +243,7 @@ def task(address: str) -> Callable[..., dict[str, Any]]:
         place = ["-e", f"ansible_port={door.port}", "-e", f"ansible_user={door.user}"]
         done = subprocess.run(
             [
-                *("ansible", "-i", str(INVENTORY), "nas1", "--become", *place, *options),
+                *("ansible", "-i", str(INVENTORY), nas_name, "--become", *place, *options),
                 *("-m", "nas.assistant.upnp_port_mapping", "-a", json.dumps(arguments)),
             ],
             cwd=ROOT,
