@@ -14,17 +14,32 @@ from ansible_collections.nas.assistant.plugins.module_utils import _zfs as zfs
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 
 FIRST = 4 << 20  # bytes that must be zeros
+BY_ID = "/dev/disk/by-id"
+# Names that say nothing to somebody who holds the disk: taken where there is no other.
+_OPAQUE = ("wwn-", "nvme-eui.", "nvme-nvme.", "dm-uuid-", "md-uuid-", "lvm-pv-uuid-")
 
 
 def is_there(path: str) -> bool:
     """Whether a path leads to something with room; a disk that failed may leave a name without."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        return _size(path) > 0
     except OSError as error:
         # Nobody behind it. What cannot be opened for another reason is there, and in use.
         return error.errno not in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.ENOMEDIUM)
+
+
+def room(path: str) -> int:
+    """Return the bytes of a block device, 0 where it cannot be opened."""
     try:
-        return os.lseek(descriptor, 0, os.SEEK_END) > 0
+        return _size(path)
+    except OSError:
+        return 0
+
+
+def _size(path: str) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)
     finally:
         os.close(descriptor)
 
@@ -61,6 +76,30 @@ def holds(path: str) -> str:
         if stream.read(FIRST).strip(b"\0"):
             return f"{path} holds something that has no signature in its first {FIRST >> 20} MiB"
     return ""
+
+
+def stable_name(path: str) -> str:
+    """Return a name below ``/dev/disk/by-id`` that leads to a device; empty where it has none."""
+    names = os.listdir(BY_ID) if os.path.isdir(BY_ID) else []
+    real = os.path.realpath(path)
+    found = [name for name in names if os.path.realpath(os.path.join(BY_ID, name)) == real]
+    found.sort(key=lambda name: (name.startswith(_OPAQUE), name))
+    return os.path.join(BY_ID, found[0]) if found else ""
+
+
+def demand_stable(label: str, paths: Iterable[str], failure: type[Exception]) -> None:
+    """Refuse to write to a device by a name that may be another disk's after the next boot.
+
+    :param paths: as the inventory has them.
+    :param failure: what is raised for one that is the kernel's own although there is a better one.
+    """
+    better = [
+        f"{path} may be another disk after the next boot: name it {name}"
+        for path in paths
+        if os.path.realpath(path) == path and (name := stable_name(path))
+    ]
+    if better:
+        raise failure(f"{label}: devices: {'; '.join(better)}")
 
 
 def demand_blank(label: str, paths: Iterable[str], failure: type[Exception]) -> None:

@@ -25,6 +25,8 @@ FEWEST = {
     "raid10": 4,
 }
 
+WORTH = 16 << 20  # bytes: less is no reason to grow
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -33,6 +35,7 @@ class Wish:
     :param devices: real paths; none where its devices are left as they are.
     :param gone: those among them that are not there, as a disk that failed.
     :param names: what the inventory calls each of them, by real path.
+    :param sizes: bytes of those that are there, by real path.
     :param profiles: wanted for ``data`` and ``metadata``; an empty text: as it is, or the default
         of a new pool.
     """
@@ -42,6 +45,7 @@ class Wish:
     devices: tuple[str, ...] = ()
     gone: frozenset[str] = frozenset()
     names: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
     profiles: Mapping[str, str] = field(default_factory=dict)
     format: bool = False
     remove: bool = False
@@ -58,6 +62,8 @@ class Plan:
     create: tuple[str, ...] = ()
     replace: tuple[tuple[int, str], ...] = ()
     add: tuple[str, ...] = ()
+    #: Ids of devices that have more room than the filesystem takes.
+    grow: tuple[int, ...] = ()
     convert: Mapping[str, str] = field(default_factory=dict)
     remove: tuple[str, ...] = ()
     #: Ids of devices that are missing and that nothing replaces.
@@ -72,13 +78,14 @@ class Plan:
     @property
     def changes(self) -> bool:
         """Whether there is anything to do."""
-        return bool(self.overwritten or self.convert or self.remove)
+        return bool(self.overwritten or self.grow or self.convert or self.remove)
 
 
 def find(wish: Wish, found: Sequence[Filesystem]) -> Filesystem | None:
     """Return the filesystem that the wish means, nothing where it is to be made.
 
-    :raises BtrfsError: the one that it names is not there, or its devices hold another.
+    :raises BtrfsError: the one that it names is not there, its devices hold another, or another has
+        its label.
     """
     if wish.uuid:
         for each in found:
@@ -101,6 +108,14 @@ def find(wish: Wish, found: Sequence[Filesystem]) -> Filesystem | None:
         raise BtrfsError(
             f"{wish.label}: its devices hold several filesystems of this label, "
             f"{', '.join(each.uuid for each in holders)}; give the uuid of the one that is meant"
+        )
+    twin = next((each for each in found if each.label == wish.label), None)
+    if not holders and twin:
+        where = ", ".join(device.path for device in twin.devices if not device.missing)
+        raise BtrfsError(
+            f"{wish.label}: the Btrfs uuid={twin.uuid} on {where} has this label already. To use "
+            "it, give that uuid too: devices are then what it stands on from now on. To have "
+            "another, give that another name"
         )
     return holders[0] if holders else None
 
@@ -126,9 +141,16 @@ def plan(wish: Wish, filesystem: Filesystem | None, profiles: Mapping[str, Seque
         # Not while a device is missing: a mirror would be given up for what its rest can hold.
         if profile and not steps.missing and list(profiles.get(kind, ())) not in ([profile], [])
     }
+    grow = [
+        device.id
+        for path, device in present.items()
+        # As after a larger one took the place of a smaller.
+        if path in wish.devices and wish.sizes.get(path, 0) - device.size >= WORTH
+    ]
     found = Plan(
         replace=steps.replace,
         add=steps.add,
+        grow=() if steps.missing else tuple(grow),
         convert=convert,
         remove=steps.remove,
         missing=steps.missing,

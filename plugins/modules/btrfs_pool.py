@@ -12,7 +12,7 @@ version_added: 0.1.0
 description:
   - Brings the devices and RAID profiles of one Btrfs filesystem to what is wanted. Makes it where
     it is not there; takes one that is there as it is; adds devices; replaces a failed or a chosen
-    one with its data intact; converts profiles; removes devices.
+    one with its data intact; takes the room of a larger one; converts profiles; removes devices.
   - No device is written to that anything is on. It must be blank (no signature of a filesystem, a
     RAID, a volume group or a partition table, and zeros in its first 4 MiB), in nobody's use, and
     O(format=true) must be set. To use a disk again, look what is on it and empty it yourself.
@@ -33,7 +33,8 @@ options:
     default: ""
   devices:
     description:
-      - All devices that it should stand on, best by their stable names below C(/dev/disk/by-id).
+      - All devices that it should stand on. One that is written to must be called by a name below
+        C(/dev/disk/by-id) where it has one, since C(/dev/sdb) may be another disk tomorrow.
       - One that it lacks takes the place of one that is missing, or else of one that is no longer
         named; further ones are added. Without O(devices), those of a filesystem stay as they are.
       - One that has failed and is gone may go on being named until there is another.
@@ -198,6 +199,7 @@ class Pool:
             devices=tuple(real),
             gone=frozenset(path for path in real if not block.is_there(path)),
             names=real,
+            sizes={path: block.room(path) for path in real},
             profiles={"data": params["data"], "metadata": params["metadata"]},
             format=params["format"],
             remove=params["remove"],
@@ -212,7 +214,7 @@ class Pool:
         filesystem = pool_plan.find(self.wish, filesystems())
         if filesystem is None:
             steps = pool_plan.plan(self.wish, None, {})
-            block.demand_blank(self.wish.label, steps.overwritten, btrfs.BtrfsError)
+            self.check(steps)
             self.create(steps)
             made = None if self.check_mode else pool_plan.find(self.wish, filesystems())
             return self.result(made.uuid if made else "", "", 0)
@@ -221,11 +223,17 @@ class Pool:
         self.mounted = bool(btrfs.mounts_of(filesystem, btrfs.mounts()))
         if (idle or self.check_mode) and not self.mounted:
             # Nothing is mounted for a look alone, least of all without a device.
-            block.demand_blank(self.wish.label, steps.overwritten, btrfs.BtrfsError)
+            self.check(steps)
             self.step(steps, "")  # names them only: there are none outside of check mode
             return self.result(filesystem.uuid, "", len(steps.missing))
         with mounted(filesystem) as point:
             return self.change(filesystem, point)
+
+    def check(self, steps: pool_plan.Plan) -> None:
+        """Refuse to write to what is not surely meant, or not blank."""
+        names = [self.wish.names[path] for path in steps.overwritten]
+        block.demand_stable(self.wish.label, names, btrfs.BtrfsError)
+        block.demand_blank(self.wish.label, steps.overwritten, btrfs.BtrfsError)
 
     def create(self, steps: pool_plan.Plan) -> None:
         """Make the filesystem."""
@@ -250,7 +258,7 @@ class Pool:
             listing = btrfs.call("btrfs", "--format", "json", "filesystem", "df", point)
             steps = pool_plan.plan(self.wish, filesystem, btrfs.parse_profiles(listing))
             if steps.changes:
-                block.demand_blank(self.wish.label, steps.overwritten, btrfs.BtrfsError)
+                self.check(steps)
                 self.step(steps, point)
             if self.check_mode or not steps.changes:
                 return self.result(filesystem.uuid, busy, missing)
@@ -265,6 +273,10 @@ class Pool:
         if steps.add:
             self.say(f"add {', '.join(steps.add)}")
             if self.did("btrfs", "device", "add", *steps.add, point):
+                return
+        for number in steps.grow:
+            self.say(f"let device {number} have all of its room")
+            if self.did("btrfs", "filesystem", "resize", f"{number}:max", point):
                 return
         if steps.convert:
             self.say(f"convert {', '.join(f'{k} to {p}' for k, p in steps.convert.items())}")

@@ -34,7 +34,8 @@ options:
     default: ""
   devices:
     description:
-      - All devices that it should stand on, best by their stable names below C(/dev/disk/by-id).
+      - All devices that it should stand on. One that is written to must be called by a name below
+        C(/dev/disk/by-id) where it has one, since C(/dev/sdb) may be another disk tomorrow.
       - One that it lacks takes the place of one that failed, or else of one that is no longer
         named; further ones are added. Without O(devices), those of a pool stay as they are.
       - One that has failed and is gone may go on being named until there is another.
@@ -130,8 +131,9 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 )
 
 PAUSE = 0.5  # seconds between looks at long work
-# Of a new pool: sectors of 4 KiB, also for disks that say they had 512 bytes; and what Linux wants.
-POOL = ("-o", "ashift=12")
+# Of a new pool: sectors of 4 KiB, also for disks that say they had 512 bytes; all the room of a
+# larger disk in the place of a smaller; and what Linux wants.
+POOL = ("-o", "ashift=12", "-o", "autoexpand=on")
 DATASET = {"atime": "off", "xattr": "sa", "acltype": "posixacl"}
 
 
@@ -184,6 +186,7 @@ class Run:
             zfs.call("zpool", "import", "-N", pool.guid)
             present = zfs.pool(self.name)
         steps = zfs_plan.plan(self.wish(present.leaves if present else []), present)
+        block.demand_stable(self.name, steps.overwritten, zfs.ZfsError)
         block.demand_blank(self.name, steps.overwritten, zfs.ZfsError)
         self.carry_out(steps)
         if self.check_mode:

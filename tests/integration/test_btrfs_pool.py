@@ -231,6 +231,23 @@ def test_a_device_that_still_works_is_replaced(call: Call, make_disks: Disks, fo
     assert sh("wipefs", old) == ""
 
 
+def test_the_room_of_larger_devices_is_taken(call: Call, make_disks: Disks, folder: Path) -> None:
+    small = make_disks(2)
+    large = make_disks(2, 2 * os.stat(folder / "disk0.img").st_size)
+    uuid = want(call, devices=small, format=True)["uuid"]
+    point = mount(small[0], folder / "tank")
+    before, size = fill(point), os.statvfs(point).f_blocks
+    assert f"uuid={uuid} on {small[0]}, {small[1]} has" in refused(call, devices=large, format=True)
+    replaced = want(call, uuid=uuid, devices=large, format=True)
+    assert replaced["done"] == [
+        *(f"replace device {number} by {path}" for number, path in enumerate(large, 1)),
+        *(f"let device {number} have all of its room" for number in (1, 2)),
+    ]
+    assert os.statvfs(point).f_blocks > 1.9 * size
+    assert digests(point) == before
+    assert not want(call, devices=large)["changed"]
+
+
 # The command is left running on purpose, which Python would rather not see.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_long_work_goes_on_after_the_wait(call: Call, make_disks: Disks, folder: Path) -> None:

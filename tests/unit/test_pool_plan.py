@@ -78,6 +78,17 @@ def test_devices(wanted: Wish, there: tuple[str, ...], expected: Plan) -> None:
     assert steps(wanted, filesystem(*there)) == expected
 
 
+def test_room_is_taken_where_devices_are_named() -> None:
+    sizes = {"/dev/a": 1 << 30, "/dev/b": 9 + (1 << 20)}
+    there = filesystem("/dev/a", "/dev/b")
+    assert steps(wish("/dev/a", "/dev/b", sizes=sizes, format=False), there).grow == (1,)
+    # Of one that is used as it is, of one that goes, and without a device.
+    assert not steps(wish(sizes=sizes), there).changes
+    assert steps(wish("/dev/b", sizes=sizes, remove=True), there).grow == ()
+    gone = wish("/dev/a", "/dev/b", sizes=sizes, gone=frozenset({"/dev/b"}))
+    assert not steps(gone, filesystem("/dev/a", "")).changes
+
+
 def test_profiles_are_converted_where_they_differ() -> None:
     wanted, there = wish(profiles=RAID1), filesystem("/dev/a", "/dev/b")
     assert not steps(wanted, there).changes
@@ -122,11 +133,12 @@ def test_refused(wanted: Wish, there: tuple[str, ...] | None, reason: str) -> No
 def test_which_one_is_meant() -> None:
     ours, other = filesystem("/dev/a"), filesystem("/dev/b", label="photos", uuid=TWO)
     assert find(wish("/dev/a"), [ours, other]) is ours
-    assert find(wish("/dev/c"), [ours, other]) is None
+    assert find(wish("/dev/c"), [other]) is None
     assert find(wish(uuid=TWO), [ours, other]) is other
     for wanted, reason in (
         (wish("/dev/b"), f"give uuid={TWO}; nothing here is formatted over it"),
         (wish(uuid="none"), "no disk here has the Btrfs uuid=none"),
+        (wish("/dev/c", "/dev/d"), f"the Btrfs uuid={ONE} on /dev/a has this label already"),
     ):
         with pytest.raises(BtrfsError) as refusal:
             find(wanted, [ours, other])

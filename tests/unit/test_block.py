@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What a disk is called, and how much it holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ansible_collections.nas.assistant.plugins.module_utils import _block as block
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file that stands for a disk, and has no other name yet."""
+    (tmp_path / "by-id").mkdir()
+    monkeypatch.setattr(block, "BY_ID", str(tmp_path / "by-id"))
+    path = tmp_path.resolve() / "sdb"
+    path.write_bytes(bytes(100))
+    return str(path)
+
+
+def named(disk: str, *names: str) -> list[str]:
+    """Give a disk names that last; return them."""
+    links = [Path(block.BY_ID, name) for name in names]
+    for link in links:
+        link.symlink_to(disk)
+    return [str(link) for link in links]
+
+
+def test_a_name_that_somebody_can_read_on_the_disk_is_taken(disk: str) -> None:
+    assert block.stable_name(disk) == ""
+    (opaque,) = named(disk, "wwn-0x5000")
+    assert block.stable_name(disk) == opaque
+    _, readable = named(disk, "nvme-eui.01", "scsi-SATA_EXAMPLE_1")
+    assert block.stable_name(disk) == readable
+    assert block.stable_name(opaque) == readable
+    assert block.stable_name(f"{disk}1") == ""
+
+
+def test_the_kernels_name_is_refused_where_there_is_a_better_one(disk: str) -> None:
+    block.demand_stable("tank", [disk], ValueError)
+    (better,) = named(disk, "ata-EXAMPLE-1")
+    block.demand_stable("tank", [better], ValueError)
+    with pytest.raises(ValueError, match=f"^tank: devices: {disk} may be .* name it {better}$"):
+        block.demand_stable("tank", [better, disk], ValueError)
+
+
+def test_room(disk: str) -> None:
+    assert block.room(disk) == 100
+    assert block.is_there(disk)
+    assert block.room(f"{disk}1") == 0
+    assert not block.is_there(f"{disk}1")
