@@ -34,15 +34,18 @@ class Lab:
     def folder(self) -> Path:
         return ROOT / ".lab" / self.name
 
-    def command(self, *arguments: str) -> list[str]:
-        """Command line of the site playbook against this lab."""
-        return ["ansible-playbook", "-i", str(self.inventory), "nas.assistant.site", *arguments]
+    def command(self, *arguments: str, playbook: str = "site") -> list[str]:
+        """Command line of a playbook against this lab."""
+        return [
+            *("ansible-playbook", "-i", str(self.inventory)),
+            f"nas.assistant.{playbook}",
+            *arguments,
+        ]
 
-    def site(self, *arguments: str) -> str:
-        """Run the site playbook to its end; return what it printed."""
-        done = subprocess.run(
-            self.command(*arguments), cwd=ROOT, capture_output=True, text=True, check=False
-        )
+    def site(self, *arguments: str, playbook: str = "site") -> str:
+        """Run a playbook to its end; return what it printed."""
+        command = self.command(*arguments, playbook=playbook)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr
         return done.stdout
 

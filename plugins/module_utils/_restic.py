@@ -54,8 +54,10 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
     (
         "refused",
         25,
-        r"\b(401|403)\b|access ?denied|unauthorized|permission denied|signaturedoesnotmatch",
-        "The other side lets this NAS in no more, or not for this: see user, password and rights",
+        r"\b(401|403)\b|access ?denied|unauthorized|permission denied|request signature|"
+        r"access key id you provided|request time and the server|security token",
+        "The other side lets this NAS in no more, or not for this: see user, password, rights, and "
+        "the clock",
     ),
     (
         "unreachable",

@@ -40,14 +40,29 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(make_lab: Callable[..., L
 
 @pytest.mark.parametrize("debian", ["13"])
 def test_other_debian(make_lab: Callable[..., Lab], debian: str) -> None:
+    """With a pool, and copies of it on another disk."""
     lab = make_lab(debian=debian)
-    lab.site("--check")
-    assert not list(lab.folder.glob("credentials/*"))
-    lab.site()
     (host,) = lab.hosts
+    pool = {"name": "tank", "devices": host["disks"][:1], "format": True}
+    pool["volumes"] = [{"name": "documents", "path": "/srv/documents"}]
+    copy = {"name": "usb", "device": {"path": host["disks"][1], "format": True}}
+    sources = [{"volume": "tank/documents"}, {"folder": "/etc/nas-assistant"}]
+    wish = {"storage_pools": [pool], "backup_sources": sources, "backup_copies": [copy]}
+    extra = ("--extra-vars", json.dumps(wish))
+    lab.site("--check", *extra)
+    assert not list(lab.folder.glob("credentials/*"))
+    lab.site(*extra)
     with lab.client(host) as client:
         check_answer(client)
-    assert "changed=0" in lab.site()
+    assert "changed=0" in lab.site(*extra)
+
+    lab.on(host, "echo one > /srv/documents/letter")
+    for unit in ("nas-backup@usb", "nas-drill@usb"):
+        lab.on(host, f"systemctl start {unit}.service")
+    lab.on(host, "echo two > /srv/documents/letter")
+    back = json.dumps({"backup_restore": {"copy": "usb", "sources": ["tank/documents"]}})
+    lab.site(*extra, "--extra-vars", back, playbook="restore")
+    assert lab.on(host, "cat /srv/documents/letter") == "one"
 
 
 def test_fleet_of_three_answers_to_one_key(make_lab: Callable[..., Lab]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from copies import Nas, OffSite
 from shell import LABEL, sh
 from sshd import Sshd
 
@@ -98,3 +99,27 @@ def sshd(folder: Path) -> Iterator[Sshd]:
     server.stop()
     if missing:
         privileges.rmdir()
+
+
+@pytest.fixture(scope="session")
+def _restic() -> None:
+    """What copies need of this machine."""
+    missing = [name for name in ("restic", "rclone") if not shutil.which(name)]
+    if missing and os.geteuid() == 0:
+        apt.install(missing, why="the tests of backups copy to a real server")
+
+
+@pytest.fixture
+def off_site(folder: Path, _restic: None) -> Iterator[OffSite]:
+    place = folder / "offsite"
+    place.mkdir()
+    server = OffSite(place)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def nas(pool: Path, folder: Path, make_disks: Callable[..., list[str]], off_site: OffSite) -> Nas:
+    (disk,) = make_disks(1, 96 << 20)
+    sh("mkfs.ext4", "-q", disk)
+    return Nas(pool, folder, disk, off_site)

@@ -235,6 +235,12 @@ def test_which_point_is_meant() -> None:
         ("unable to create lock: repository is already locked exclusively by PID 1", "busy"),
         ("x509: certificate signed by unknown authority", "untrusted"),
         ("subprocess ssh: Host key verification failed.", "untrusted"),
+        (
+            "Fatal: unable to open config file: Stat: The request signature we calculated does not "
+            "match the signature you provided. Is there a repository at the following location?",
+            "refused",
+        ),
+        ("Stat: The AWS Access Key Id you provided does not exist in our records.", "refused"),
         ("subprocess ssh: nas1@x: Permission denied (publickey).", "refused"),
         ("something new", "failed"),
     ],
