@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What is said of the lab NAS, and that a look changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from testinfra.host import Host
+
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
+REPORTS = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"], ".lab/molecule/preflight")
+
+
+def report(nas: str) -> dict[str, Any]:
+    return dict(json.loads((REPORTS / f"{nas}.json").read_text()))
+
+
+def test_the_report_is_of_this_machine(playbook: Playbook, host: Host, nas_name: str) -> None:
+    for arguments in ((), ("--check",)):
+        (REPORTS / f"{nas_name}.json").unlink(missing_ok=True)
+        done = playbook("preflight", *arguments)
+        assert done.returncode == 0, done.stdout
+        assert "changed=0" in done.stdout
+        found = report(nas_name)
+        assert f"{nas_name}: {found['verdict']}" in done.stdout
+    machine = found["machine"]
+    assert machine["cpu"]["count"] == int(host.check_output("nproc --all"))
+    meminfo = host.check_output("sed -n 's/^MemTotal: *//p' /proc/meminfo")
+    assert machine["memory"]["total"] == int(meminfo.split()[0]) * 1024
+    assert "memory" in machine["cgroup"]["controllers"]
+    assert 1e8 < machine["bandwidth"] < 1e13
+    assert [nic["name"] for nic in machine["nics"] if nic["way_out"]] == ["eth0"]
+    assert {443, 2222} <= {each["port"] for each in machine["listeners"]}
+    free = {room["mount"]: room["free"] for room in machine["rooms"]}
+    shown = int(host.check_output("df --output=avail -B1 / | tail -n 1"))
+    assert abs(free["/"] - shown) < 1 << 30
+    page = (REPORTS / "index.html").read_text()
+    assert f'<a href="#{nas_name}">' in page
+    assert "systemd-timesyncd" in page or machine["clock_is_set"]
+
+
+def test_an_unfit_machine_is_refused_with_the_remedy(
+    playbook: Playbook, host: Host, nas_name: str
+) -> None:
+    host.check_output("systemd-run --unit rival python3 -m http.server 8099")
+    try:
+        limits = {"memory_min": 4096, "memory_good": 8192}
+        done = playbook("preflight", preflight_limits=limits, preflight_ports=[80, 443, 8099])
+    finally:
+        host.check_output("systemctl stop rival")
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert f"{nas_name} is unfit, and nothing was changed: memory: " in said
+    assert "wanted 4096 GB; a model and the NAS together do not fit: add memory" in said
+    assert "port 8099: python3, wanted free, or Nginx" in said
+    assert "changed=0" in said
+    assert report(nas_name)["verdict"] == "unfit"
+
+
+def test_wrong_limits_are_refused(playbook: Playbook) -> None:
+    done = playbook("preflight", preflight_limits={"memory": 4})
+    assert done.returncode != 0
+    assert "preflight_limits: memory is unknown; there are memory_min" in " ".join(
+        done.stdout.split()
+    )

@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What is found of a machine, what is wanted of it, and what to do where these differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+Finding = dict[str, str]
+GIB = 1 << 30
+FIT, NOTE, WARNING, UNFIT = "fit", "note", "warning", "unfit"
+VERDICTS = {FIT: "fit", NOTE: "fit", WARNING: "fit with warnings", UNFIT: "unfit"}
+LIMITS = {
+    "memory_min": 4,
+    "memory_good": 8,
+    "link_good": 1000,
+    "free_min": 6,
+    "free_good": 20,
+}
+# Firmware, graphics and the kernel keep a part of what is sold as 4 GB.
+KEPT = 0.88
+# Systems with a read-only root or tools of their own, that undo what is set beside them.
+REFUSED = {
+    "TrueNAS SCALE": "run the collection in a virtual machine with Debian 12 or 13 on it",
+    "Synology DSM": "run the collection in Virtual Machine Manager, on Debian 12 or 13",
+    "QNAP QTS": "run the collection in Virtualization Station, on Debian 12 or 13",
+    "Unraid": "run the collection in a virtual machine with Debian 12 or 13 on it",
+}
+RELEASES = ("12", "13")
+# Bytes of a fast model's own memory beside weights and context: the engine's buffers and the
+# gateway, as measured with small models.
+OVERHEAD = 500 << 20
+# Share of the memory's speed that the engine reaches while it writes an answer.
+REACHED = 0.6
+
+
+def preflight_findings(
+    machine: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    limits: Mapping[str, Any] | None = None,
+    ports: Iterable[int] = (),
+) -> list[Finding]:
+    """Return what there is to say of a machine, the worst first.
+
+    Each has ``check``, ``verdict`` (``unfit``, ``warning``, ``note``, ``fit``), ``value`` that was
+    found, ``limit``, ``reason`` why it matters, and ``remedy``; the last two are empty of what is
+    fit.
+
+    :param machine: the answer of ``nas.assistant.nas_info``.
+    :param facts: ``distribution`` and ``distribution_major_version``, as of ``setup``.
+    :param limits: those that differ from ``LIMITS``: memory and room in GB, a link in Mbit/s.
+    :param ports: TCP ports that the proxy wants.
+    :raises AnsibleFilterError: a limit is unknown, or is no number.
+    """
+    allowed = {**LIMITS, **_checked(limits or {})}
+    found = [
+        *_system(machine, facts),
+        *_cpu(machine["cpu"]),
+        *_memory(machine, allowed),
+        *_rooms(machine["rooms"], allowed),
+        *_drives(machine["drives"]),
+        *_links(machine["nics"], allowed),
+        *_ports(machine["listeners"], list(ports)),
+        *_rest(machine),
+    ]
+    order = [UNFIT, WARNING, NOTE, FIT]
+    return sorted(found, key=lambda each: order.index(each["verdict"]))
+
+
+def preflight_verdict(findings: Sequence[Finding]) -> str:
+    """Return ``fit``, ``fit with warnings`` or ``unfit``."""
+    for verdict in (UNFIT, WARNING):
+        if any(each["verdict"] == verdict for each in findings):
+            return VERDICTS[verdict]
+    return VERDICTS[FIT]
+
+
+def preflight_model(
+    machine: Mapping[str, Any], catalogue: Iterable[Mapping[str, Any]], share: float = 0.6
+) -> dict[str, Any]:
+    """Return the largest model that fits, and the arithmetic.
+
+    ``models`` lists all of the catalogue with ``name``, ``weights``, ``context`` (bytes of what is
+    remembered for all slots), ``needed`` (bytes in all), ``fits`` and ``tokens`` (a second for one
+    client, 0 where the memory's speed was not measured); ``best`` is the name of the largest that
+    fits, or empty; ``share`` the bytes that the assistant may have.
+
+    :param catalogue: models with ``name``, ``bytes``, ``bytes_per_token`` of context, ``tokens`` of
+        context for all slots together.
+    :param share: of the memory, the rest is the NAS's.
+    """
+    room = int(machine["memory"]["total"] * share)
+    speed = machine["bandwidth"] * REACHED
+    models = []
+    for entry in catalogue:
+        weights, context = int(entry["bytes"]), int(entry["bytes_per_token"]) * int(entry["tokens"])
+        needed = weights + context + OVERHEAD
+        models.append(
+            {
+                "name": entry["name"],
+                "weights": weights,
+                "context": context,
+                "overhead": OVERHEAD,
+                "needed": needed,
+                "fits": needed <= room,
+                "tokens": round(speed / weights, 1),
+            }
+        )
+    models.sort(key=lambda each: int(each["needed"]))
+    fitting = [each["name"] for each in models if each["fits"]]
+    return {"models": models, "share": room, "best": fitting[-1] if fitting else ""}
+
+
+def preflight_lines(report: Mapping[str, Any]) -> list[str]:
+    """Return a report as lines for the console: a table, what to do, and the model that fits."""
+    findings = report["findings"]
+    widths = [max(len(each[key]) for each in findings) for key in ("verdict", "check")]
+    lines = [f"{report['host']}: {report['verdict']}"]
+    for each in findings:
+        verdict, check = each["verdict"].ljust(widths[0]), each["check"].ljust(widths[1])
+        lines.append(f"  {verdict}  {check}  {each['value']}".rstrip())
+        if each["remedy"]:
+            lines.append(f"  {' ' * widths[0]}  {' ' * widths[1]}  {_because(each)}")
+    model = report["model"]
+    lines.append(f"a model may have {_gib(model['share'])} here:")
+    for each in model["models"]:
+        need = " + ".join(_gib(each[key]) for key in ("weights", "context", "overhead"))
+        speed = f", about {each['tokens']:g} tokens/s" if each["tokens"] else ""
+        fits = "fits" if each["fits"] else "does not fit"
+        lines.append(f"  {each['name']}: {need} = {_gib(each['needed'])}, {fits}{speed}")
+    return lines
+
+
+def preflight_sentence(finding: Finding) -> str:
+    """Return a finding as a sentence with value, limit, reason and remedy."""
+    limit = f", wanted {finding['limit']}" if finding["limit"] else ""
+    return f"{finding['check']}: {finding['value']}{limit}; {_because(finding)}."
+
+
+def _because(finding: Finding) -> str:
+    return f"{finding['reason']}: {finding['remedy']}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _checked(limits: Mapping[str, Any]) -> dict[str, float]:
+    for name, value in limits.items():
+        if name not in LIMITS:
+            raise AnsibleFilterError(
+                f"preflight_limits: {name} is unknown; there are {', '.join(LIMITS)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise AnsibleFilterError(f"preflight_limits: {name}={value!r} is no number from 0 on")
+    return dict(limits)
+
+
+def _finding(
+    check: str, verdict: str, value: str, limit: str = "", reason: str = "", remedy: str = ""
+) -> Finding:
+    return {
+        "check": check,
+        "verdict": verdict,
+        "value": value,
+        "limit": limit,
+        "reason": reason,
+        "remedy": remedy,
+    }
+
+
+def _system(machine: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
+    vendor = machine["vendor"]
+    release = f"{facts['distribution']} {facts['distribution_major_version']}"
+    limit = f"Debian {' or '.join(RELEASES)}"
+    if vendor in REFUSED:
+        yield _finding(
+            "system",
+            UNFIT,
+            vendor,
+            limit,
+            "it has a root of its own that settings do not survive in",
+            REFUSED[vendor],
+        )
+    elif release not in [f"Debian {each}" for each in RELEASES]:
+        yield _finding(
+            "system",
+            UNFIT,
+            release,
+            limit,
+            "the collection is tested on these alone",
+            "install one of them",
+        )
+    else:
+        yield _finding("system", FIT, f"{vendor}, {release}" if vendor else release, limit)
+    kind = machine["virtualisation"]
+    if kind:
+        yield _finding("virtualisation", NOTE, kind)
+
+
+def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
+    architecture, limit = cpu["architecture"], "x86_64 or aarch64 (ARMv8)"
+    value = f"{architecture}, {cpu['model']}" if cpu["model"] else architecture
+    if architecture not in ("x86_64", "aarch64"):
+        yield _finding(
+            "processor",
+            UNFIT,
+            value,
+            limit,
+            "the engine is not built for it",
+            "take a 64-bit machine; on a Raspberry Pi 3 or later, the 64-bit system",
+        )
+        return
+    if cpu["bits"] != 64:
+        yield _finding(
+            "processor",
+            UNFIT,
+            f"{value}, {cpu['bits']}-bit programs",
+            limit,
+            "a model has no room in 32 bits",
+            "install the 64-bit system",
+        )
+        return
+    yield _finding("processor", FIT, value, limit)
+    features = set(cpu["features"])
+    listed = " ".join(cpu["features"]) or "none"
+    if architecture == "x86_64" and "avx2" not in features:
+        yield _finding(
+            "instructions",
+            WARNING,
+            listed,
+            "avx2",
+            "without it a prompt is read about 15 times slower",
+            "keep the engine built from source (assistant_image.engine: source), contexts short",
+        )
+    elif architecture == "aarch64" and "dotprod" not in features:
+        yield _finding(
+            "instructions",
+            WARNING,
+            listed,
+            "dotprod",
+            "without it a prompt is read slowly",
+            "keep contexts short, and take a small model",
+        )
+    else:
+        yield _finding("instructions", FIT, listed)
+    cores = f"{cpu['cores']} cores, {cpu['count']} threads"
+    slow = len(cpu["efficient"])
+    yield _finding("cores", FIT, f"{cores}, {slow} of them efficient ones" if slow else cores)
+    if cpu["governor"] == "powersave" and architecture == "aarch64":
+        yield _finding(
+            "governor", NOTE, "powersave", "schedutil", "it holds the CPUs at their lowest speed"
+        )
+
+
+def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator[Finding]:
+    total = machine["memory"]["total"]
+    value = f"{total / GIB:.1f} GiB"
+    if total < limits["memory_min"] * GIB * KEPT:
+        yield _finding(
+            "memory",
+            UNFIT,
+            value,
+            f"{limits['memory_min']:g} GB",
+            "a model and the NAS together do not fit",
+            "add memory, or take another machine",
+        )
+    elif total < limits["memory_good"] * GIB * KEPT:
+        yield _finding(
+            "memory",
+            WARNING,
+            value,
+            f"{limits['memory_good']:g} GB",
+            "only small models fit beside what a NAS does",
+            "take one of 1 to 2 billion parameters, or add memory",
+        )
+    else:
+        yield _finding("memory", FIT, value, f"{limits['memory_good']:g} GB")
+    groups = machine["cgroup"]
+    if "memory" in groups["controllers"]:
+        yield _finding("memory limits", FIT, f"cgroups v{groups['version']}")
+    else:
+        yield _finding(
+            "memory limits",
+            UNFIT,
+            "the kernel's memory controller is off",
+            "on",
+            "a container's memory limit would be taken and ignored, and starve the NAS",
+            "add cgroup_enable=memory to the kernel's command line and reboot; on a Raspberry Pi "
+            "that is the one line of /boot/firmware/cmdline.txt",
+        )
+    swap = machine["memory"]["swap"]
+    if swap:
+        shown = ", ".join(f"{each['kind']} {each['size'] / GIB:.1f} GiB" for each in swap)
+        yield _finding("swap", FIT, shown)
+
+
+def _rooms(rooms: Iterable[Mapping[str, Any]], limits: Mapping[str, float]) -> Iterator[Finding]:
+    for room in rooms:
+        check = f"room in {room['mount']}"
+        value = f"{room['free'] / GIB:.1f} of {room['size'] / GIB:.1f} GiB free"
+        if room["read_only"]:
+            yield _finding(
+                check,
+                UNFIT,
+                f"read-only {room['type']}",
+                "writable",
+                "nothing can be installed there",
+                f"see why (journalctl -k), then: mount -o remount,rw {room['mount']}",
+            )
+        elif room["free"] < limits["free_min"] * GIB:
+            yield _finding(
+                check,
+                UNFIT,
+                value,
+                f"{limits['free_min']:g} GiB",
+                "packages, image and model do not fit",
+                "make room, or give Docker and the models a place on a larger disk (storage_pools)",
+            )
+        elif room["free"] < limits["free_good"] * GIB:
+            yield _finding(
+                check,
+                WARNING,
+                value,
+                f"{limits['free_good']:g} GiB",
+                "there is little room for a second model, or for an update of the image",
+                "make room, or give the models a place on a larger disk (storage_pools)",
+            )
+        else:
+            yield _finding(check, FIT, value, f"{limits['free_good']:g} GiB")
+
+
+def _drives(drives: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+    for drive in drives:
+        check = f"disk {drive['name']}"
+        about = f"{drive['kind']}, {drive['size'] / 1e9:.0f} GB"
+        about += f", {drive['model']}" if drive["model"] else ""
+        if drive["health"] == "failing":
+            yield _finding(
+                check,
+                WARNING,
+                f"{about}, failing",
+                "",
+                "it says itself that it is about to fail",
+                "make a copy of what is on it now, and replace it",
+            )
+        elif drive["health"] == "worn":
+            yield _finding(
+                check,
+                WARNING,
+                f"{about}, worn",
+                "",
+                "it has nearly as many writes behind it as it was made for",
+                "have a new one ready",
+            )
+        elif drive["kind"] == "mmc":
+            yield _finding(
+                check,
+                WARNING,
+                about,
+                "",
+                "cards wear out under Docker's and a log's writes",
+                "keep Docker and the models on a disk (storage_pools)",
+            )
+        else:
+            health = drive["health"] or "health not known"
+            yield _finding(check, FIT, f"{about}, {health}")
+
+
+def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> Iterator[Finding]:
+    used = [nic for nic in nics if nic["way_out"]] or [nic for nic in nics if nic["up"]]
+    good = limits["link_good"]
+    for nic in used:
+        check, speed = f"link {nic['name']}", nic["speed"]
+        value = f"{speed} Mbit/s {nic['duplex']}".strip() if speed else "it does not say"
+        limit = f"{good:g} Mbit/s"
+        if not speed:
+            yield _finding(check, NOTE, value, limit)
+        elif nic["duplex"] == "half":
+            yield _finding(
+                check,
+                WARNING,
+                value,
+                "full duplex",
+                "both sides talk in turn, with collisions",
+                "set the switch's port to automatic, or try another cable",
+            )
+        elif speed < good and nic["most"] >= good:
+            yield _finding(
+                check,
+                WARNING,
+                value,
+                limit,
+                f"it could have {nic['most']} Mbit/s",
+                "try another cable (four pairs, CAT 5e or better) and another port of the switch",
+            )
+        elif speed < good:
+            yield _finding(
+                check,
+                WARNING,
+                value,
+                limit,
+                "copies and models take long",
+                "answers are short and do not suffer; for the rest, take a faster interface",
+            )
+        else:
+            yield _finding(check, NOTE if speed >= 10000 else FIT, value, limit)
+
+
+def _ports(listeners: Iterable[Mapping[str, Any]], wanted: Sequence[int]) -> Iterator[Finding]:
+    for each in listeners:
+        # Nginx is what the proxy is made of.
+        if each["port"] not in wanted or each["program"] == "nginx":
+            continue
+        yield _finding(
+            f"port {each['port']}",
+            UNFIT,
+            each["program"] or "taken",
+            "free, or Nginx",
+            "the assistant is to answer there",
+            "stop that program or move it, or give the assistant others (proxy_https_port, "
+            "proxy_http_port)",
+        )
+
+
+def _rest(machine: Mapping[str, Any]) -> Iterator[Finding]:
+    if machine["clock_is_set"]:
+        yield _finding("clock", FIT, "follows a time server")
+    else:
+        yield _finding(
+            "clock",
+            WARNING,
+            "follows no time server",
+            "",
+            "certificates, backups and logs go by the time",
+            "apt install systemd-timesyncd; timedatectl timesync-status says if it is answered",
+        )
+    crypto = machine["cpu"]["crypto"]
+    if "aes" in crypto:
+        yield _finding("encryption", FIT, " ".join(crypto))
+    else:
+        yield _finding(
+            "encryption", NOTE, "not in the processor", "aes", "encrypted disks are slow", ""
+        )
+    yield _finding("TPM", FIT if machine["tpm"] else NOTE, machine["tpm"] or "none")
+    for each in machine["accelerators"]:
+        device = each["device"] or "no driver"
+        yield _finding(f"accelerator, {each['kind']}", NOTE, f"{each['name']} ({device})")
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters by name."""
+        return {
+            "preflight_findings": preflight_findings,
+            "preflight_lines": preflight_lines,
+            "preflight_model": preflight_model,
+            "preflight_sentence": preflight_sentence,
+            "preflight_verdict": preflight_verdict,
+        }

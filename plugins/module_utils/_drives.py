@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The disks of a NAS, their health as they tell it themselves, and the filesystems in use."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.nas.assistant.plugins.module_utils._block import stable_name
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+
+LSBLK = ("lsblk", "--json", "--bytes", "--output", "NAME,TYPE,SIZE,ROTA,TRAN,MODEL,RM,RO,FSTYPE")
+# Made of memory, or of what is on another disk.
+_NO_DISKS = ("zram", "ram", "loop", "zd", "nbd", "sr", "fd")
+_WORN = 90  # percent of the writes that an SSD was made for
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A disk.
+
+    :param name: the kernel's, such as ``sda``.
+    :param stable: a name below ``/dev/disk/by-id``; empty where it has none.
+    :param kind: ``hdd``, ``ssd``, ``nvme``, ``mmc``, ``virtual``, or ``usb`` whatever is behind it.
+    :param size: bytes.
+    :param health: ``good``, ``worn`` (an SSD near its end), ``failing``, or empty where it says
+        nothing or nobody asked.
+    :param temperature: degrees Celsius; 0 where unknown.
+    """
+
+    name: str
+    stable: str
+    kind: str
+    size: int
+    model: str
+    read_only: bool
+    health: str = ""
+    temperature: int = 0
+
+
+@dataclass(frozen=True)
+class Room:
+    """A filesystem in use; sizes in bytes, ``free`` of them for everybody."""
+
+    mount: str
+    source: str
+    type: str
+    size: int
+    free: int
+    read_only: bool
+
+
+def kind(device: Mapping[str, Any]) -> str:
+    """Return what a disk is, of what lsblk says of it."""
+    name, transport = str(device["name"]), str(device.get("tran") or "")
+    if name.startswith("nvme") or transport == "nvme":
+        return "nvme"
+    if name.startswith("mmcblk"):
+        return "mmc"
+    if name.startswith(("vd", "xvd")) or transport == "virtio":
+        return "virtual"
+    if transport == "usb":
+        return "usb"
+    return "hdd" if device.get("rota") else "ssd"
+
+
+def parse_lsblk(text: str) -> list[Drive]:
+    """Return the disks of its JSON. One without room is a reader without a card."""
+    return [
+        Drive(
+            name=device["name"],
+            stable="",
+            kind=kind(device),
+            size=int(device["size"]),
+            model=" ".join(str(device.get("model") or "").split()),
+            read_only=bool(device.get("ro")),
+        )
+        for device in json.loads(text)["blockdevices"]
+        if device["type"] == "disk"
+        and int(device["size"] or 0)
+        and not device["name"].startswith(_NO_DISKS)
+    ]
+
+
+def parse_smart(text: str) -> tuple[str, int]:
+    """Return health and temperature of smartctl's JSON."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return "", 0
+    temperature = int((found.get("temperature") or {}).get("current") or 0)
+    log = found.get("nvme_smart_health_information_log") or {}
+    passed = (found.get("smart_status") or {}).get("passed")
+    if passed is False or log.get("critical_warning"):
+        return "failing", temperature
+    used = max(log.get("percentage_used") or 0, _ata_used(found))
+    if used >= _WORN:
+        return "worn", temperature
+    return "good" if passed else "", temperature
+
+
+def _ata_used(found: Mapping[str, Any]) -> int:
+    """Return the percentage of its life that an SSD says it has behind it (device statistics)."""
+    pages = (found.get("ata_device_statistics") or {}).get("pages") or []
+    for page in pages:
+        for row in page.get("table") or []:
+            if row.get("name") == "Percentage Used Endurance Indicator":
+                return int(row.get("value") or 0)
+    return 0
+
+
+def parse_mounts(text: str) -> dict[str, tuple[str, str, bool]]:
+    """Return what is mounted where: source, type and whether it is read-only, of
+    ``/proc/self/mounts``. The last one at a place hides those before."""
+    found = {}
+    for line in text.splitlines():
+        source, point, type_, options = line.split()[:4]
+        point = point.encode().decode("unicode_escape")
+        found[point] = (source, type_, "ro" in options.split(","))
+    return found
+
+
+def read() -> list[Drive]:
+    """Look at the disks. What sleeps is not woken to be asked for its health."""
+    found = parse_lsblk(run(LSBLK).stdout or '{"blockdevices": []}')
+    program = shutil.which("smartctl", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    return [_asked(each, program) for each in found]
+
+
+def _asked(drive: Drive, program: str | None) -> Drive:
+    device = f"/dev/{drive.name}"
+    health, temperature = "", 0
+    if program and drive.kind not in ("virtual", "mmc"):
+        asked = [program, "--json", "--nocheck=standby", "--health", "--attributes"]
+        health, temperature = parse_smart(run([*asked, "--log=devstat", device], 30).stdout)
+    name = stable_name(device)
+    return dataclasses.replace(drive, stable=name, health=health, temperature=temperature)
+
+
+def rooms(paths: Sequence[str]) -> list[Room]:
+    """Return the filesystems that paths lie in, or will lie in once they are made; each once."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
+        mounts = parse_mounts(stream.read())
+    found: dict[str, Room] = {}
+    for path in paths:
+        there = os.path.realpath(path)
+        while not os.path.exists(there):
+            there = os.path.dirname(there)
+        point = there
+        while point not in mounts and point != "/":
+            point = os.path.dirname(point)
+        if point in mounts and point not in found:
+            source, type_, read_only = mounts[point]
+            status = os.statvfs(point)
+            size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+            found[point] = Room(point, source, type_, size, free, read_only)
+    return list(found.values())

@@ -1,0 +1,162 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: nas_info
+short_description: What a NAS is made of, as far as an assistant cares
+version_added: 0.1.0
+description:
+  - Looks at processor, memory, control groups, disks with their health, filesystems, network links,
+    accelerators, TPM, who listens, and the clock.
+  - Needs no package. With C(smartctl) and C(ethtool) on the NAS it says more. No disk that sleeps
+    is woken.
+  - M(ansible.builtin.setup) knows less of what counts here, such as whether the memory controller
+    is on, which cores are slow, what a link could be, and how fast memory is read.
+author:
+  - The nas.assistant contributors
+extends_documentation_fragment: [nas.assistant.looks_only]
+options:
+  paths:
+    description: Folders, there or to be made, whose filesystems are of interest.
+    type: list
+    elements: path
+    default: [/]
+  measure:
+    description: Whether to measure how fast memory is read, which takes about a second and an
+      eighth of the memory that is free, at most 64 MiB for each core.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Look at the machine
+  nas.assistant.nas_info:
+    paths: [/, /var/lib/docker]
+    measure: true
+  register: machine
+"""
+
+RETURN = r"""
+cpu:
+  description:
+    - C(architecture) and C(model); C(bits) of programs; C(count) of CPUs and C(cores), with
+      C(siblings), the CPUs of each core; those that are C(efficient), and slower.
+    - C(features) that speed a model up, such as V(avx2) or V(dotprod); C(crypto) that speeds
+      encryption up; C(governor) of its frequency, empty where there is none.
+  type: dict
+  returned: success
+memory:
+  description: Bytes C(total) and C(available), and C(swap), each with C(path), C(kind)
+    (V(partition), V(file), V(zram)), C(size), C(used), C(priority).
+  type: dict
+  returned: success
+bandwidth:
+  description: Bytes of memory that all cores together read in a second; 0 unless asked for.
+  type: int
+  returned: success
+cgroup:
+  description: C(version) of the control groups, and the C(controllers) that are on.
+  type: dict
+  returned: success
+drives:
+  description: Disks, each with C(name), C(stable) (a name that lasts), C(kind), C(size) in bytes,
+    C(model), C(read_only), C(health) (V(good), V(worn), V(failing) or empty where it does not
+    say), C(temperature).
+  type: list
+  elements: dict
+  returned: success
+rooms:
+  description: Filesystems that O(paths) lie in, each with C(mount), C(source), C(type), C(size),
+    C(free), C(read_only).
+  type: list
+  elements: dict
+  returned: success
+nics:
+  description: Network interfaces, each with C(name), C(driver), C(speed) and C(most) in Mbit/s (0
+    where it does not say), C(duplex), C(up), C(way_out).
+  type: list
+  elements: dict
+  returned: success
+accelerators:
+  description: What may run a model too, each with C(kind), C(name), C(device).
+  type: list
+  elements: dict
+  returned: success
+listeners:
+  description: Programs that take connections, each with C(port), C(address), C(program).
+  type: list
+  elements: dict
+  returned: success
+vendor:
+  description: The system of a NAS's vendor or of a project, such as V(OpenMediaVault); empty for a
+    plain distribution.
+  type: str
+  returned: success
+virtualisation:
+  description: What the machine is a part of, such as V(kvm); empty for metal.
+  type: str
+  returned: success
+tpm:
+  description: Version of the TPM, empty where there is none.
+  type: str
+  returned: success
+clock_is_set:
+  description: Whether the clock follows a time server.
+  type: bool
+  returned: success
+"""
+
+from dataclasses import asdict
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _bandwidth as bandwidth,
+    _cpu as cpu,
+    _drives as drives,
+    _memory as memory,
+    _nics as nics,
+    _system as system,
+)
+
+
+def look(paths: list[str], measure: bool) -> dict[str, object]:
+    """Return what the module says."""
+    processor, found = cpu.read(), memory.read()
+    return {
+        "cpu": asdict(processor),
+        "memory": asdict(found),
+        "bandwidth": bandwidth.measure(processor.cores, found.available) if measure else 0,
+        "cgroup": asdict(memory.cgroup()),
+        "drives": [asdict(each) for each in drives.read()],
+        "rooms": [asdict(each) for each in drives.rooms(paths)],
+        "nics": [asdict(each) for each in nics.read()],
+        "accelerators": [asdict(each) for each in system.accelerators()],
+        "listeners": [asdict(each) for each in system.listeners()],
+        "vendor": system.vendor(),
+        "virtualisation": system.virtualisation(),
+        "tpm": system.tpm(),
+        "clock_is_set": system.clock_is_set(),
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "paths": {"type": "list", "elements": "path", "default": ["/"]},
+            "measure": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(**look(module.params["paths"], module.params["measure"]))
+    except (OSError, ValueError) as error:
+        module.fail_json(msg=str(error))
+
+
+if __name__ == "__main__":
+    main()
