@@ -75,12 +75,15 @@ def read(root: str = "/") -> list[Nic]:
 
 
 def _is_real(folder: str, name: str) -> bool:
-    # Bridges, bonds, VLANs and tunnels have no device behind them; a container's end of a pair has
-    # none either, and is all that a container has.
+    # Bridges, bonds, VLANs and tunnels have no device behind them. Nor has a container's end of a
+    # pair, which is all that a container has: it leads to another namespace, and so do the ends
+    # that Docker has here, by other names.
     place = os.path.join(folder, name)
     if os.path.exists(os.path.join(place, "device")):
         return True
-    return name.startswith("eth") and sysfs.text(place, "iflink") != sysfs.text(place, "ifindex")
+    elsewhere = sysfs.text(place, "iflink") != sysfs.text(place, "ifindex")
+    lower = any(entry.startswith("lower_") for entry in os.listdir(place))
+    return name.startswith("eth") and elsewhere and not lower
 
 
 def _nic(folder: str, name: str, ways: frozenset[str]) -> Nic:

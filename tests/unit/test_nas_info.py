@@ -269,6 +269,10 @@ def test_interfaces(tmp_path: Path) -> None:
             f"sys/class/net/{name}/carrier": carrier,
         }
     root = tree(tmp_path, files)
+    # A VLAN on it, and the end of a container's pair that stays with the machine.
+    files = {f"sys/class/net/{name}/iflink": "2" for name in ("eth0.10", "veth1")}
+    files |= {f"sys/class/net/{name}/ifindex": "7" for name in ("eth0.10", "veth1")}
+    tree(tmp_path, {**files, "sys/class/net/eth0.10/lower_eth0": ""})
     # A part of a bridge, through which the way out leads.
     (tmp_path / "sys/class/net/eth0/master").symlink_to("../br0")
     first, second = nics.read(root)
