@@ -170,8 +170,9 @@ def test_only_the_new_door_opens(address: str) -> None:
 def test_guessing_is_banned(host: Host, address: str, lab_container: str) -> None:
     """From an address of another container, so that the tests themselves are not banned."""
     image = docker.inspect("container", [lab_container])[0]["Image"]
+    # A ban in the middle of a handshake leaves ssh waiting for ever.
     guess = (
-        "for i in 1 2 3 4 5 6 7 8; do ssh -o StrictHostKeyChecking=no -o BatchMode=yes "
+        "for i in 1 2 3 4 5 6 7 8; do timeout 10 ssh -o StrictHostKeyChecking=no -o BatchMode=yes "
         f"-o ConnectTimeout=3 -p {ssh.DOORS[0].port} guess$i@{address} true; done; sleep 5; "
         f"timeout 3 bash -c 'read -n 4 x < /dev/tcp/{address}/{ssh.DOORS[0].port}' && echo open"
     )
