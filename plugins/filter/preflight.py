@@ -19,6 +19,7 @@ LIMITS = {
     "link_good": 1000,
     "free_min": 6,
     "free_good": 20,
+    "free_system": 2,
 }
 # Firmware, graphics and the kernel keep a part of what is sold as 4 GB.
 KEPT = 0.88
@@ -61,9 +62,9 @@ def preflight_findings(
         *_cpu(machine["cpu"]),
         *_memory(machine, allowed),
         *_rooms(machine["rooms"], allowed),
-        *_drives(machine["drives"]),
+        *_drives(machine["drives"], machine["rooms"]),
         *_links(machine["nics"], allowed),
-        *_ports(machine["listeners"], list(ports)),
+        *_ports(machine, list(ports)),
         *_rest(machine),
     ]
     order = [UNFIT, WARNING, NOTE, FIT]
@@ -289,8 +290,8 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
             "the kernel's memory controller is off",
             "on",
             "a container's memory limit would be taken and ignored, and starve the NAS",
-            "add cgroup_enable=memory to the kernel's command line and reboot; on a Raspberry Pi "
-            "that is the one line of /boot/firmware/cmdline.txt",
+            "take cgroup_disable=memory out of the kernel's command line and reboot; on a "
+            "Raspberry Pi, add cgroup_enable=memory to the one line of /boot/firmware/cmdline.txt",
         )
     swap = machine["memory"]["swap"]
     if swap:
@@ -302,6 +303,10 @@ def _rooms(rooms: Iterable[Mapping[str, Any]], limits: Mapping[str, float]) -> I
     for room in rooms:
         check = f"room in {room['mount']}"
         value = f"{room['free'] / GIB:.1f} of {room['size'] / GIB:.1f} GiB free"
+        # Where Docker and the models lie elsewhere, there are packages and logs alone.
+        system = list(room["paths"]) == ["/"]
+        least = limits["free_system"] if system else limits["free_min"]
+        good = limits["free_system"] if system else limits["free_good"]
         if room["read_only"]:
             yield _finding(
                 check,
@@ -311,52 +316,61 @@ def _rooms(rooms: Iterable[Mapping[str, Any]], limits: Mapping[str, float]) -> I
                 "nothing can be installed there",
                 f"see why (journalctl -k), then: mount -o remount,rw {room['mount']}",
             )
-        elif room["free"] < limits["free_min"] * GIB:
+        elif room["free"] < least * GIB:
             yield _finding(
                 check,
                 UNFIT,
                 value,
-                f"{limits['free_min']:g} GiB",
-                "packages, image and model do not fit",
-                "make room, or give Docker and the models a place on a larger disk (storage_pools)",
+                f"{least:g} GiB",
+                "what is installed there does not fit",
+                "make room"
+                if system
+                else "make room, or give Docker and the models a place on a larger disk "
+                "(storage_pools)",
             )
-        elif room["free"] < limits["free_good"] * GIB:
+        elif room["free"] < good * GIB:
             yield _finding(
                 check,
                 WARNING,
                 value,
-                f"{limits['free_good']:g} GiB",
+                f"{good:g} GiB",
                 "there is little room for a second model, or for an update of the image",
                 "make room, or give the models a place on a larger disk (storage_pools)",
             )
         else:
-            yield _finding(check, FIT, value, f"{limits['free_good']:g} GiB")
+            yield _finding(check, FIT, value, f"{good:g} GiB")
 
 
-def _drives(drives: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
+# What is said of a disk that is not well: reason and remedy.
+ILL = {
+    "failing": (
+        "it says itself that it is about to fail",
+        "make a copy of what is on it now, and replace it",
+    ),
+    "silent": (
+        "it did not say how it is within 30 s",
+        "see what the kernel says of it (journalctl -k), and have a copy of what is on it",
+    ),
+    "hot": ("it says that it is too hot", "give it air: heat makes it slow, and shortens its life"),
+    "worn": (
+        "it has nearly as many writes behind it as it was made for",
+        "have a new one ready",
+    ),
+}
+
+
+def _drives(
+    drives: Iterable[Mapping[str, Any]], rooms: Iterable[Mapping[str, Any]]
+) -> Iterator[Finding]:
+    sources = tuple(room["source"] for room in rooms)
     for drive in drives:
         check = f"disk {drive['name']}"
         about = f"{drive['kind']}, {drive['size'] / 1e9:.0f} GB"
         about += f", {drive['model']}" if drive["model"] else ""
-        if drive["health"] == "failing":
-            yield _finding(
-                check,
-                WARNING,
-                f"{about}, failing",
-                "",
-                "it says itself that it is about to fail",
-                "make a copy of what is on it now, and replace it",
-            )
-        elif drive["health"] == "worn":
-            yield _finding(
-                check,
-                WARNING,
-                f"{about}, worn",
-                "",
-                "it has nearly as many writes behind it as it was made for",
-                "have a new one ready",
-            )
-        elif drive["kind"] == "mmc":
+        used = any(source.startswith(f"/dev/{drive['name']}") for source in sources)
+        if drive["health"] in ILL:
+            yield _finding(check, WARNING, f"{about}, {drive['health']}", "", *ILL[drive["health"]])
+        elif drive["kind"] == "mmc" and used:
             yield _finding(
                 check,
                 WARNING,
@@ -410,15 +424,24 @@ def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> It
             yield _finding(check, NOTE if speed >= 10000 else FIT, value, limit)
 
 
-def _ports(listeners: Iterable[Mapping[str, Any]], wanted: Sequence[int]) -> Iterator[Finding]:
-    for each in listeners:
-        # Nginx is what the proxy is made of.
-        if each["port"] not in wanted or each["program"] == "nginx":
+def _ports(machine: Mapping[str, Any], wanted: Sequence[int]) -> Iterator[Finding]:
+    taken = {(each["port"], each["program"]) for each in machine["listeners"]}
+    for port, program in sorted(each for each in taken if each[0] in wanted):
+        if program == "nginx":
+            # What the proxy is made of, and OpenMediaVault's page too.
+            if machine["vendor"] == "OpenMediaVault":
+                yield _finding(
+                    f"port {port}",
+                    NOTE,
+                    "Nginx, with OpenMediaVault's page",
+                    "",
+                    "the page stays what answers to other names than the assistant's",
+                )
             continue
         yield _finding(
-            f"port {each['port']}",
+            f"port {port}",
             UNFIT,
-            each["program"] or "taken",
+            program or "taken",
             "free, or Nginx",
             "the assistant is to answer there",
             "stop that program or move it, or give the assistant others (proxy_https_port, "
@@ -436,7 +459,8 @@ def _rest(machine: Mapping[str, Any]) -> Iterator[Finding]:
             "follows no time server",
             "",
             "certificates, backups and logs go by the time",
-            "apt install systemd-timesyncd; timedatectl timesync-status says if it is answered",
+            "see whether its time service runs and is answered (timedatectl, chronyc tracking); "
+            "where there is none, apt install systemd-timesyncd",
         )
     crypto = machine["cpu"]["crypto"]
     if "aes" in crypto:

@@ -5,30 +5,45 @@ its weights."""
 
 from __future__ import annotations
 
+import os
 import time
 from multiprocessing import get_context
+from typing import Any
 
 _LARGEST = 64 << 20  # bytes that each process reads: more than caches of a NAS hold
-_ROUNDS = 5
+_SECONDS = 0.3
+_PATIENCE = 20  # seconds until all are ready
 
 
-def measure(processes: int, available: int) -> int:
-    """Return bytes a second that so many processes read at the same time, in all.
+def measure(cores: int, available: int) -> int:
+    """Return bytes a second that all cores together read, as many as may be used here.
 
     :param available: bytes of memory that may be had; a small part of them is taken.
     """
+    processes = min(cores, len(os.sched_getaffinity(0)))
     size = min(_LARGEST, available // 8 // processes)
-    with get_context("fork").Pool(processes) as pool:
+    context = get_context("fork")
+    # All begin when the last one is ready: alone, one has the memory to itself.
+    start = context.Barrier(processes)
+    with context.Pool(processes, _prepare, (start,)) as pool:
         return sum(pool.map(_read, [size] * processes, chunksize=1))
+
+
+_start: Any = None
+
+
+def _prepare(start: Any) -> None:
+    global _start
+    _start = start
 
 
 def _read(size: int) -> int:
     # Written first, or the kernel gives the same page of zeros for all of it. The search for a byte
     # that is not there is as fast as memory: the C library does it with the widest registers.
     filled = b"\2" * size
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
+    _start.wait(_PATIENCE)
+    began, done = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < _SECONDS:
         filled.find(b"\1")
-        best = min(best, time.perf_counter() - started)
-    return int(size / best)
+        done += size
+    return int(done / took)

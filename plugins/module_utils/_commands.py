@@ -27,6 +27,17 @@ def run(argv: Sequence[str], timeout: float | None = None) -> subprocess.Complet
     )
 
 
+def answer(argv: Sequence[str], timeout: float | None = None) -> str:
+    """Return what a command prints, whatever it ends with; nothing where the NAS does not have it.
+
+    :param timeout: seconds; raises subprocess.TimeoutExpired beyond them.
+    """
+    try:
+        return str(run(argv, timeout).stdout)
+    except FileNotFoundError:
+        return ""
+
+
 def demand(
     argv: Sequence[str],
     failure: type[Exception],

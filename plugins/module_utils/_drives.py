@@ -8,17 +8,23 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils._block import stable_name
-from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+from ansible_collections.nas.assistant.plugins.module_utils._btrfs import unescaped
+from ansible_collections.nas.assistant.plugins.module_utils._commands import answer
 
 LSBLK = ("lsblk", "--json", "--bytes", "--output", "NAME,TYPE,SIZE,ROTA,TRAN,MODEL,RM,RO,FSTYPE")
 # Made of memory, or of what is on another disk.
-_NO_DISKS = ("zram", "ram", "loop", "zd", "nbd", "sr", "fd")
+_NO_DISKS = ("zram", "ram", "loop", "zd", "nbd", "sr", "fd", "mtdblock")
+# Of an eMMC, what the firmware is in, beside the disk itself.
+_NO_DISK_PARTS = ("boot0", "boot1", "rpmb")
 _WORN = 90  # percent of the writes that an SSD was made for
+_HOT = 0x02  # of NVMe's warnings, the one that means no damage
+_PATIENCE = 30  # seconds; a good disk answers within one
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,8 @@ class Drive:
     :param stable: a name below ``/dev/disk/by-id``; empty where it has none.
     :param kind: ``hdd``, ``ssd``, ``nvme``, ``mmc``, ``virtual``, or ``usb`` whatever is behind it.
     :param size: bytes.
-    :param health: ``good``, ``worn`` (an SSD near its end), ``failing``, or empty where it says
-        nothing or nobody asked.
+    :param health: ``good``, ``hot``, ``worn`` (an SSD near its end), ``failing``, ``silent`` (it
+        was asked and did not answer), or empty where it says nothing or nobody asked.
     :param temperature: degrees Celsius; 0 where unknown.
     """
 
@@ -46,7 +52,8 @@ class Drive:
 
 @dataclass(frozen=True)
 class Room:
-    """A filesystem in use; sizes in bytes, ``free`` of them for everybody."""
+    """A filesystem in use; sizes in bytes, ``free`` of them for everybody. ``paths``: those that
+    were asked for and lie in it."""
 
     mount: str
     source: str
@@ -54,6 +61,7 @@ class Room:
     size: int
     free: int
     read_only: bool
+    paths: tuple[str, ...]
 
 
 def kind(device: Mapping[str, Any]) -> str:
@@ -85,6 +93,7 @@ def parse_lsblk(text: str) -> list[Drive]:
         if device["type"] == "disk"
         and int(device["size"] or 0)
         and not device["name"].startswith(_NO_DISKS)
+        and not device["name"].endswith(_NO_DISK_PARTS)
     ]
 
 
@@ -97,8 +106,11 @@ def parse_smart(text: str) -> tuple[str, int]:
     temperature = int((found.get("temperature") or {}).get("current") or 0)
     log = found.get("nvme_smart_health_information_log") or {}
     passed = (found.get("smart_status") or {}).get("passed")
-    if passed is False or log.get("critical_warning"):
+    warning = log.get("critical_warning") or 0
+    if warning & ~_HOT or (passed is False and not warning):
         return "failing", temperature
+    if warning:
+        return "hot", temperature
     used = max(log.get("percentage_used") or 0, _ata_used(found))
     if used >= _WORN:
         return "worn", temperature
@@ -121,14 +133,13 @@ def parse_mounts(text: str) -> dict[str, tuple[str, str, bool]]:
     found = {}
     for line in text.splitlines():
         source, point, type_, options = line.split()[:4]
-        point = point.encode().decode("unicode_escape")
-        found[point] = (source, type_, "ro" in options.split(","))
+        found[unescaped(point)] = (source, type_, "ro" in options.split(","))
     return found
 
 
 def read() -> list[Drive]:
     """Look at the disks. What sleeps is not woken to be asked for its health."""
-    found = parse_lsblk(run(LSBLK).stdout or '{"blockdevices": []}')
+    found = parse_lsblk(answer(LSBLK) or '{"blockdevices": []}')
     program = shutil.which("smartctl", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     return [_asked(each, program) for each in found]
 
@@ -138,7 +149,10 @@ def _asked(drive: Drive, program: str | None) -> Drive:
     health, temperature = "", 0
     if program and drive.kind not in ("virtual", "mmc"):
         asked = [program, "--json", "--nocheck=standby", "--health", "--attributes"]
-        health, temperature = parse_smart(run([*asked, "--log=devstat", device], 30).stdout)
+        try:
+            health, temperature = parse_smart(answer([*asked, "--log=devstat", device], _PATIENCE))
+        except subprocess.TimeoutExpired:
+            health = "silent"
     name = stable_name(device)
     return dataclasses.replace(drive, stable=name, health=health, temperature=temperature)
 
@@ -147,7 +161,7 @@ def rooms(paths: Sequence[str]) -> list[Room]:
     """Return the filesystems that paths lie in, or will lie in once they are made; each once."""
     with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as stream:
         mounts = parse_mounts(stream.read())
-    found: dict[str, Room] = {}
+    found: dict[str, list[str]] = {}
     for path in paths:
         there = os.path.realpath(path)
         while not os.path.exists(there):
@@ -155,9 +169,14 @@ def rooms(paths: Sequence[str]) -> list[Room]:
         point = there
         while point not in mounts and point != "/":
             point = os.path.dirname(point)
-        if point in mounts and point not in found:
-            source, type_, read_only = mounts[point]
-            status = os.statvfs(point)
-            size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
-            found[point] = Room(point, source, type_, size, free, read_only)
-    return list(found.values())
+        found.setdefault(point, []).append(path)
+    return [_room(point, mounts[point], each) for point, each in found.items() if point in mounts]
+
+
+def _room(point: str, mount: tuple[str, str, bool], paths: Sequence[str]) -> Room:
+    source, type_, read_only = mount
+    status = os.statvfs(point)
+    size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+    # What is no text cannot be told.
+    shown = point.encode(errors="surrogateescape").decode(errors="replace")
+    return Room(shown, source, type_, size, free, read_only, tuple(paths))

@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from ansible_collections.nas.assistant.plugins.module_utils._btrfs import unescaped
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -64,7 +66,7 @@ def parse_swaps(text: str) -> tuple[Swap, ...]:
     found = []
     for line in text.splitlines()[1:]:
         path, kind, size, used, priority = line.rsplit(maxsplit=4)
-        path = path.rstrip().encode().decode("unicode_escape")
+        path = unescaped(path.rstrip())
         if os.path.basename(path).startswith("zram"):
             kind = "zram"
         found.append(Swap(path, kind, int(size) * 1024, int(used) * 1024, int(priority)))
@@ -81,7 +83,8 @@ def read(root: str = "/") -> Memory:
     """Look at memory and swap."""
     with open(os.path.join(root, "proc/meminfo"), encoding="ascii") as stream:
         total, available = parse_meminfo(stream.read())
-    with open(os.path.join(root, "proc/swaps"), encoding="ascii") as stream:
+    swaps = os.path.join(root, "proc/swaps")
+    with open(swaps, encoding="utf-8", errors="surrogateescape") as stream:
         return Memory(total, available, parse_swaps(stream.read()))
 
 

@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass
 
 from ansible_collections.nas.assistant.plugins.module_utils import _sysfs as sysfs
-from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+from ansible_collections.nas.assistant.plugins.module_utils._commands import answer
 
 _MODE = re.compile(r"\b(\d+)base")
 _ROUTE_UP = 0x1
@@ -79,6 +79,8 @@ def _is_real(folder: str, name: str) -> bool:
     # pair, which is all that a container has: it leads to another namespace, and so do the ends
     # that Docker has here, by other names.
     place = os.path.join(folder, name)
+    if not os.path.isdir(place):  # bonding_masters
+        return False
     if os.path.exists(os.path.join(place, "device")):
         return True
     elsewhere = sysfs.text(place, "iflink") != sysfs.text(place, "ifindex")
@@ -90,16 +92,29 @@ def _nic(folder: str, name: str, ways: frozenset[str]) -> Nic:
     place = os.path.join(folder, name)
     up = sysfs.text(place, "carrier") == "1"
     speed = sysfs.text(place, "speed")
-    above = {sysfs.target(place, "master")}
-    above |= {entry.removeprefix("upper_") for entry in os.listdir(place) if "upper_" in entry}
     program = shutil.which("ethtool", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     return Nic(
         name=name,
         driver=sysfs.target(place, "device/driver"),
         # -1 without a link, and where a driver does not know.
         speed=max(0, int(speed)) if up and speed.lstrip("-").isdigit() else 0,
-        most=parse_ethtool(run([program, name]).stdout) if program else 0,
+        most=parse_ethtool(answer([program, name])) if program else 0,
         duplex=sysfs.text(place, "duplex").replace("unknown", "") if up else "",
         up=up,
-        way_out=bool({name, *above} & ways),
+        way_out=bool({name, *_above(folder, name)} & ways),
     )
+
+
+def _above(folder: str, name: str) -> set[str]:
+    """Return what an interface is a part of, and what that is a part of: bonds, bridges, VLANs."""
+    found: set[str] = set()
+    left = [name]
+    while left:
+        place = os.path.join(folder, left.pop())
+        if not os.path.isdir(place):
+            continue
+        entries = [each for each in os.listdir(place) if each.startswith("upper_")]
+        above = {sysfs.target(place, "master"), *(each.removeprefix("upper_") for each in entries)}
+        left += above - found - {""}
+        found |= above - {""}
+    return found

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 from ansible_collections.nas.assistant.plugins.module_utils import _sysfs as sysfs
-from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+from ansible_collections.nas.assistant.plugins.module_utils._commands import answer
 
 # What a system of its own is known by. The first that is there counts.
 _VENDORS = (
@@ -28,6 +28,7 @@ _MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 # Of Coral's Edge TPU: on PCI; on USB before its firmware is loaded, and after.
 _CORAL_PCI = ("0x1ac1", "0x089a")
 _CORAL_USB = (("1a6e", "089a"), ("18d1", "9302"))
+_HAILO = "0x1e60"
 _PROGRAM = re.compile(r'"([^"]+)",pid=')
 
 
@@ -58,8 +59,9 @@ def parse_listeners(text: str) -> list[Listener]:
         if len(words) < 5:
             continue
         address, _, port = words[3].rpartition(":")
+        address = address.split("%")[0].strip("[]")
         programs = _PROGRAM.findall(words[5]) if len(words) > 5 else []
-        found.add((int(port), address.strip("[]").split("%")[0], programs[0] if programs else ""))
+        found.add((int(port), address, programs[0] if programs else ""))
     return [Listener(*each) for each in sorted(found)]
 
 
@@ -83,7 +85,11 @@ def accelerators(root: str = "/") -> list[Accelerator]:
         class_, maker = sysfs.text(place, "class"), sysfs.text(place, "vendor")
         name = f"{_MAKERS.get(maker, maker)} {sysfs.text(place, 'device')}"
         if (maker, sysfs.text(place, "device")) == _CORAL_PCI:
-            found.append(Accelerator("coral", "Coral Edge TPU", sysfs.first(root, "dev/apex_*")))
+            node = sysfs.first(root, "dev/apex_*")
+            found.append(Accelerator("coral", "Coral Edge TPU", f"/dev/{node}" if node else ""))
+        elif maker == _HAILO:
+            node = sysfs.first(root, "dev/hailo*")
+            found.append(Accelerator("npu", "Hailo", f"/dev/{node}" if node else ""))
         elif class_.startswith(_DISPLAY) and maker in _MAKERS:
             node = sysfs.first(place, "drm/renderD*")
             found.append(Accelerator("gpu", name, f"/dev/dri/{node}" if node else ""))
@@ -106,16 +112,16 @@ def accelerators(root: str = "/") -> list[Accelerator]:
 
 def listeners() -> list[Listener]:
     """Look who listens."""
-    return parse_listeners(run(["ss", "-Hlntp"]).stdout)
+    return parse_listeners(answer(["ss", "-Hlntp"]))
 
 
 def virtualisation() -> str:
     """Return what this machine is a part of, such as ``kvm`` or ``docker``; empty for metal."""
-    found: str = run(["systemd-detect-virt"]).stdout.strip()
+    found: str = answer(["systemd-detect-virt"]).strip()
     return "" if found == "none" else found
 
 
 def clock_is_set() -> bool:
     """Whether the clock follows a time server."""
-    shown: str = run(["timedatectl", "show", "--property=NTPSynchronized", "--value"]).stdout
+    shown: str = answer(["timedatectl", "show", "--property=NTPSynchronized", "--value"])
     return shown.strip() == "yes"

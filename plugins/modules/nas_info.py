@@ -12,8 +12,8 @@ version_added: 0.1.0
 description:
   - Looks at processor, memory, control groups, disks with their health, filesystems, network links,
     accelerators, TPM, who listens, and the clock.
-  - Needs no package. With C(smartctl) and C(ethtool) on the NAS it says more. No disk that sleeps
-    is woken.
+  - Needs no package. With C(smartctl), C(ethtool) and C(ss) on the NAS it says more. No disk
+    that sleeps is woken.
   - M(ansible.builtin.setup) knows less of what counts here, such as whether the memory controller
     is on, which cores are slow, what a link could be, and how fast memory is read.
 author:
@@ -64,14 +64,14 @@ cgroup:
   returned: success
 drives:
   description: Disks, each with C(name), C(stable) (a name that lasts), C(kind), C(size) in bytes,
-    C(model), C(read_only), C(health) (V(good), V(worn), V(failing) or empty where it does not
-    say), C(temperature).
+    C(model), C(read_only), C(health) (V(good), V(hot), V(worn), V(failing), V(silent) where it
+    was asked and did not answer, or empty where it does not say), C(temperature).
   type: list
   elements: dict
   returned: success
 rooms:
   description: Filesystems that O(paths) lie in, each with C(mount), C(source), C(type), C(size),
-    C(free), C(read_only).
+    C(free), C(read_only), and the C(paths) that lie in it.
   type: list
   elements: dict
   returned: success

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,8 @@ def test_what_is_no_disk_is_left_out() -> None:
         {"name": "sdc", "type": "disk", "size": 0, "rota": True, "tran": "usb"},
         {"name": "zram0", "type": "disk", "size": 1 << 30, "rota": False, "tran": None},
         {"name": "loop0", "type": "loop", "size": 1 << 30, "rota": False, "tran": None},
+        {"name": "mmcblk0boot0", "type": "disk", "size": 4 << 20, "rota": False, "tran": None},
+        {"name": "mtdblock0", "type": "disk", "size": 1 << 20, "rota": False, "tran": None},
         {"name": "sr0", "type": "rom", "size": 1 << 30, "rota": True, "tran": "sata"},
     ]
     rows[0] |= {"model": "WDC WD40EFRX  ", "rm": False, "ro": False, "fstype": None}
@@ -190,6 +194,14 @@ def test_what_is_no_disk_is_left_out() -> None:
         ({"smart_status": {"passed": True}, "temperature": {"current": 34}}, ("good", 34)),
         ({"smart_status": {"passed": False}}, ("failing", 0)),
         ({"nvme_smart_health_information_log": {"critical_warning": 4}}, ("failing", 0)),
+        # smartctl calls it failed, and it is only too hot.
+        (
+            {
+                "smart_status": {"passed": False},
+                "nvme_smart_health_information_log": {"critical_warning": 2},
+            },
+            ("hot", 0),
+        ),
         (
             {
                 "smart_status": {"passed": True},
@@ -227,17 +239,18 @@ def test_no_health_without_an_answer() -> None:
 def test_filesystems(tmp_path: Path) -> None:
     text = (
         "/dev/sda1 / ext4 rw,relatime 0 0\n"
-        "/dev/sdb1 /srv/my\\040files btrfs ro,noatime 0 0\n"
+        "/dev/sdb1 /srv/my\\040größe btrfs ro,noatime 0 0\n"
         "overlay / overlay rw 0 0\n"
     )
     assert drives.parse_mounts(text) == {
         "/": ("overlay", "overlay", False),
-        "/srv/my files": ("/dev/sdb1", "btrfs", True),
+        "/srv/my größe": ("/dev/sdb1", "btrfs", True),
     }
     # Of what is not there yet, the one that it will lie in; the same once.
     found = drives.rooms(["/proc", str(tmp_path / "a/b"), str(tmp_path)])
     assert found[0].mount == "/proc"
     assert len(found) == 2
+    assert found[1].paths == (str(tmp_path / "a/b"), str(tmp_path))
     assert 0 < found[1].free <= found[1].size
 
 
@@ -273,8 +286,11 @@ def test_interfaces(tmp_path: Path) -> None:
     files = {f"sys/class/net/{name}/iflink": "2" for name in ("eth0.10", "veth1")}
     files |= {f"sys/class/net/{name}/ifindex": "7" for name in ("eth0.10", "veth1")}
     tree(tmp_path, {**files, "sys/class/net/eth0.10/lower_eth0": ""})
-    # A part of a bridge, through which the way out leads.
-    (tmp_path / "sys/class/net/eth0/master").symlink_to("../br0")
+    # A part of a bond, that of a bridge, through which the way out leads.
+    for part, whole in (("eth0", "bond0"), ("bond0", "br0")):
+        (tmp_path / "sys/class/net" / part).mkdir(exist_ok=True)
+        (tmp_path / "sys/class/net" / part / "master").symlink_to(f"../{whole}")
+    (tmp_path / "sys/class/net/bonding_masters").write_text("bond0\n")
     first, second = nics.read(root)
     assert (first.name, first.speed, first.duplex, first.up) == ("eth0", 1000, "full", True)
     assert first.way_out
@@ -295,12 +311,14 @@ def test_who_listens() -> None:
     text = (
         'LISTEN 0 511 0.0.0.0:80 0.0.0.0:* users:(("nginx",pid=9,fd=6),("nginx",pid=8,fd=6))\n'
         "LISTEN 0 128 [::]:22 [::]:*\n"
+        "LISTEN 0 128 [fe80::1]%eth0:8022 [::]:*\n"
         'LISTEN 0 4096 127.0.0.53%lo:53 0.0.0.0:* users:(("systemd-resolve",pid=5,fd=14))\n'
     )
     assert [(each.port, each.address, each.program) for each in system.parse_listeners(text)] == [
         (22, "::", ""),
         (53, "127.0.0.53", "systemd-resolve"),
         (80, "0.0.0.0", "nginx"),
+        (8022, "fe80::1", ""),
     ]
 
 
@@ -329,6 +347,10 @@ def test_accelerators(tmp_path: Path) -> None:
         f"{pci}:0b.0/class": "0x120000",
         f"{pci}:0b.0/vendor": "0x8086",
         f"{pci}:0b.0/device": "0x7d1d",
+        f"{pci}:0c.0/class": "0x0880ff",
+        f"{pci}:0c.0/vendor": "0x1ac1",
+        f"{pci}:0c.0/device": "0x089a",
+        "dev/apex_0": "",
         "sys/bus/usb/devices/2-1/idVendor": "18d1",
         "sys/bus/usb/devices/2-1/idProduct": "9302",
         "sys/bus/usb/devices/2-1/busnum": "2",
@@ -339,12 +361,33 @@ def test_accelerators(tmp_path: Path) -> None:
     assert [(each.kind, each.name, each.device) for each in system.accelerators(root)] == [
         ("gpu", "Intel 0x46d1", "/dev/dri/renderD128"),
         ("npu", "Intel 0x7d1d", ""),
+        ("coral", "Coral Edge TPU", "/dev/apex_0"),
         ("coral", "Coral Edge TPU", "/dev/bus/usb/002/003"),
     ]
     assert system.tpm(root) == "2"
     assert system.tpm(str(tmp_path / "proc")) == ""
 
 
+def test_a_disk_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(argv: list[str], timeout: float | None = None) -> str:
+        if timeout:
+            raise subprocess.TimeoutExpired(argv, timeout)
+        row = {"name": "sda", "type": "disk", "size": 1, "rota": True, "tran": "sata"}
+        return json.dumps({"blockdevices": [row]})
+
+    monkeypatch.setattr(drives, "answer", answer)
+    monkeypatch.setattr("shutil.which", lambda name, path: f"/usr/sbin/{name}")
+    assert [each.health for each in drives.read()] == ["silent"]
+
+
+def test_nothing_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of a program that is missing, nothing is known, and the rest is."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (drives.read(), system.listeners(), system.virtualisation()) == ([], [], "")
+    assert not system.clock_is_set()
+
+
 def test_bandwidth() -> None:
-    # No memory is faster, nor is any so slow.
-    assert 1e8 < bandwidth.measure(2, 1 << 28) < 1e13
+    # Of more than there are, no more than there are are asked: together they have no more.
+    few, many = bandwidth.measure(os.cpu_count() or 1, 1 << 28), bandwidth.measure(64, 1 << 28)
+    assert 1e8 < many < 3 * few

@@ -50,8 +50,10 @@ def machine(**more: Any) -> dict[str, Any]:
 
 
 def room(free: float, **more: Any) -> dict[str, Any]:
-    there = {"mount": "/", "source": "/dev/sda1", "type": "ext4", "size": 200 * GIB}
-    return {**there, "free": int(free * GIB), "read_only": False, **more}
+    there: dict[str, Any] = {"mount": "/", "source": "/dev/sda1", "type": "ext4"}
+    there["size"] = 200 * GIB
+    there |= {"free": int(free * GIB), "read_only": False, "paths": ["/", "/var/lib/docker"]}
+    return {**there, **more}
 
 
 def judged(found: dict[str, Any], facts: dict[str, str] = DEBIAN) -> list[dict[str, str]]:
@@ -88,7 +90,10 @@ def test_a_good_one_has_nothing_said_of_it() -> None:
         ({"rooms": [room(10)]}, "room in /", "warning"),
         ({"rooms": [room(100, read_only=True)]}, "room in /", "unfit"),
         ({"drives": [{**DISK, "health": "failing"}]}, "disk sda", "warning"),
+        ({"rooms": [room(1.5, paths=["/"])]}, "room in /", "unfit"),
         ({"drives": [{**DISK, "health": "worn"}]}, "disk sda", "warning"),
+        ({"drives": [{**DISK, "health": "hot"}]}, "disk sda", "warning"),
+        ({"drives": [{**DISK, "health": "silent"}]}, "disk sda", "warning"),
         ({"drives": [{**DISK, "kind": "mmc"}]}, "disk sda", "warning"),
         ({"nics": [{**NIC, "speed": 100}]}, "link eth0", "warning"),
         ({"nics": [{**NIC, "speed": 100, "most": 100}]}, "link eth0", "warning"),
@@ -131,6 +136,20 @@ def test_systems(vendor: str, facts: dict[str, str], verdict: str) -> None:
 def test_who_listens_elsewhere_is_in_nobodys_way() -> None:
     listeners = [{"port": 8080, "address": "::", "program": "java"}]
     assert preflight.preflight_verdict(judged(machine(listeners=listeners))) == "fit"
+
+
+def test_a_system_disk_may_be_small_and_a_card_idle() -> None:
+    rooms = [room(5, paths=["/"]), room(900, mount="/srv/tank", source="/dev/sdb")]
+    card = {**DISK, "name": "mmcblk0", "kind": "mmc"}
+    assert preflight.preflight_verdict(judged(machine(rooms=rooms, drives=[card]))) == "fit"
+
+
+def test_a_port_is_named_once_and_openmediavaults_page_noted() -> None:
+    twice = [{"port": 80, "address": each, "program": "apache2"} for each in ("0.0.0.0", "::")]
+    found = [each for each in judged(machine(listeners=twice)) if each["check"] == "port 80"]
+    assert len(found) == 1
+    (note, *_) = judged(machine(vendor="OpenMediaVault"))
+    assert (note["check"], note["verdict"]) == ("port 443", "note")
 
 
 def test_limits_are_the_owners() -> None:
