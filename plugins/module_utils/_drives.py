@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._block import stable
 from ansible_collections.nas.assistant.plugins.module_utils._btrfs import unescaped
 from ansible_collections.nas.assistant.plugins.module_utils._commands import answer
 
-LSBLK = ("lsblk", "--json", "--bytes", "--output", "NAME,TYPE,SIZE,ROTA,TRAN,MODEL,RM,RO,FSTYPE")
+LSBLK = ("lsblk", "--json", "--bytes", "--output", "NAME,TYPE,SIZE,ROTA,TRAN,MODEL,RO")
 # Made of memory, or of what is on another disk.
 _NO_DISKS = ("zram", "ram", "loop", "zd", "nbd", "sr", "fd", "mtdblock")
 # Of an eMMC, what the firmware is in, beside the disk itself.
@@ -140,15 +139,14 @@ def parse_mounts(text: str) -> dict[str, tuple[str, str, bool]]:
 def read() -> list[Drive]:
     """Look at the disks. What sleeps is not woken to be asked for its health."""
     found = parse_lsblk(answer(LSBLK) or '{"blockdevices": []}')
-    program = shutil.which("smartctl", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    return [_asked(each, program) for each in found]
+    return [_asked(each) for each in found]
 
 
-def _asked(drive: Drive, program: str | None) -> Drive:
+def _asked(drive: Drive) -> Drive:
     device = f"/dev/{drive.name}"
     health, temperature = "", 0
-    if program and drive.kind not in ("virtual", "mmc"):
-        asked = [program, "--json", "--nocheck=standby", "--health", "--attributes"]
+    if drive.kind not in ("virtual", "mmc"):
+        asked = ["smartctl", "--json", "--nocheck=standby", "--health", "--attributes"]
         try:
             health, temperature = parse_smart(answer([*asked, "--log=devstat", device], _PATIENCE))
         except subprocess.TimeoutExpired:

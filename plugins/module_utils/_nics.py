@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from dataclasses import dataclass
 
 from ansible_collections.nas.assistant.plugins.module_utils import _sysfs as sysfs
@@ -92,13 +91,12 @@ def _nic(folder: str, name: str, ways: frozenset[str]) -> Nic:
     place = os.path.join(folder, name)
     up = sysfs.text(place, "carrier") == "1"
     speed = sysfs.text(place, "speed")
-    program = shutil.which("ethtool", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     return Nic(
         name=name,
         driver=sysfs.target(place, "device/driver"),
         # -1 without a link, and where a driver does not know.
         speed=max(0, int(speed)) if up and speed.lstrip("-").isdigit() else 0,
-        most=parse_ethtool(answer([program, name])) if program else 0,
+        most=parse_ethtool(answer(["ethtool", name])),
         duplex=sysfs.text(place, "duplex").replace("unknown", "") if up else "",
         up=up,
         way_out=bool({name, *_above(folder, name)} & ways),
