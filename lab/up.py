@@ -93,11 +93,12 @@ def _up(wish: Wish, size: int) -> None:
 
 
 def _containers(wish: Wish) -> dict[int, dict[str, Any]]:
-    """The lab's containers by number."""
-    names = lines("ps", "--all", "--quiet", "--no-trunc", *label.filters(wish.name))
+    """The lab's NAS by number. Tests may have other containers in its network."""
+    ours = ("--filter", f"label={one.DEBIAN}")
+    names = lines("ps", "--all", "--quiet", "--no-trunc", *label.filters(wish.name), *ours)
     there = {}
     for found in inspect("container", names):
-        has = found["Config"]["Labels"].get(one.DEBIAN)
+        has = found["Config"]["Labels"][one.DEBIAN]
         if has != wish.debian:
             raise LabError(
                 f"lab {wish.name} runs Debian {has}, and Debian {wish.debian} was asked for. "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import boot, cli, disks, docker, engine, inventory, label, nas, paths, ssh
+from lab import boot, cli, disks, docker, engine, image, inventory, label, nas, paths, ssh
 
 LAB = "selftest"
 
@@ -116,7 +116,10 @@ def test_a_nas_from_nothing_to_nothing(host: inventory.Host) -> None:
 
 
 def test_what_was_taken_away_comes_back(host: inventory.Host) -> None:
-    """A detached disk, a stopped container, a removed container, removed files."""
+    """A detached disk, a stopped container, a removed container, removed files; beside a container
+    of a test's own."""
+    other = ("--name", f"{label.prefix(LAB)}-other", *label.arguments(LAB), image.nas_name("12"))
+    docker.docker("create", *other, "true")
     over_ssh(host, f"echo kept | dd of={host.disks[1]} conv=fsync status=none")
     subprocess.run(["losetup", "--detach", host.disks[1]], check=True)
     assert up() == 0
