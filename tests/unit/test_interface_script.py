@@ -81,6 +81,15 @@ def test_a_change_is_taken_back(tmp_path: Path) -> None:
     assert alone(tmp_path, "@ keep nic0", "@ put_back nic0", f"@ show nic0 {LINES}") == WHOLE
 
 
+def test_a_broadcast_address_comes_back_too(tmp_path: Path) -> None:
+    """Where the manager does not give the address again in time."""
+    kept = "ip address add 192.0.2.20/24 brd + dev nic0; @ keep nic0"
+    look = "ip -o -4 address show dev nic0 | awk '{ print $4, $5, $6 }' | sort"
+    assert alone(tmp_path, kept, WRECK, "@ turn_back nic0", "@ put_back nic0", look) == (
+        "192.0.2.10/24 scope global\n192.0.2.20/24 brd 192.0.2.255\n"
+    )
+
+
 def test_an_interface_given_back_has_what_it_had_at_first(tmp_path: Path) -> None:
     switches = "'disable_ipv6 0' 'mtu 1400' 'use_tempaddr 2'"
     shown = "disable_ipv6 0\nmtu 1400\nuse_tempaddr 2\n"

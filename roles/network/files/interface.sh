@@ -9,10 +9,10 @@ note=${NAS_NETWORK_NOTES:-/run/nas-assistant}/network-$interface
 first=${NAS_NETWORK_FIRST:-/var/lib/nas-assistant-network}/$interface
 switches='disable_ipv6 accept_ra autoconf use_tempaddr'
 
-# Addresses that somebody set, in one line each.
+# Addresses that somebody set, in one line each, with the broadcast address where it has one.
 addresses() {
   { ip -o -4 address show dev "$interface" scope global; ip -o -6 address show dev "$interface" scope global permanent; } |
-    awk '{ print $4 }'
+    awk '{ print $4 ($5 == "brd" ? " brd " $6 : "") }'
 }
 
 # Ways out of a family, -4 or -6.
@@ -56,7 +56,7 @@ has() {
   ip -o address show dev "$interface" | grep -qF " $1 "
 }
 has_all() {
-  while read -r address; do
+  while read -r address _; do
     has "$address" || return 1
   done < "$note.addresses"
 }
@@ -65,17 +65,18 @@ has_all() {
 put_back() {
   [ -e "$note.addresses" ] || return 0
   for tried; do
-    grep -qFx "$tried" "$note.addresses" || ip address del "$tried" dev "$interface" 2> /dev/null || true
+    cut -d ' ' -f 1 "$note.addresses" | grep -qFx "$tried" || ip address del "$tried" dev "$interface" 2> /dev/null || true
   done
   ip link set dev "$interface" up
-  # Managers answer before they have done it, and give an address more than is written down of it.
+  # Managers answer before they have done it.
   patience=${NAS_NETWORK_PATIENCE:-10}
   while [ "$patience" -gt 0 ] && ! has_all; do
     sleep 0.5
     patience=$((patience - 1))
   done
-  while read -r address; do
-    has "$address" || ip address add "$address" dev "$interface"
+  while read -r address broadcast; do
+    # shellcheck disable=SC2086  # two words, or none
+    has "$address" || ip address add "$address" $broadcast dev "$interface"
   done < "$note.addresses"
   while read -r family gateway; do
     gateways "$family" | grep -qFx "$gateway" || ip "$family" route add default via "$gateway" dev "$interface"
