@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     lab(sub, "vm")
     sub.add_argument("--cpu", default="max", help="a model that QEMU knows (max)")
     sub.add_argument("--zfs", action="store_true", help="with ZFS, compiled for its kernel")
+    sub.add_argument("--scsi", action="store_true", help="with two SCSI disks more, one that turns")
 
     which = command(
         "down", _down, "remove a lab, or all that the lab made"
@@ -136,6 +137,7 @@ def _vm(options: argparse.Namespace) -> None:
             disk_size=options.disk_size,
             inventory=options.inventory,
             image="vm-zfs" if options.zfs else "vm",
+            scsi=options.scsi,
         )
     )
 

@@ -37,7 +37,8 @@ _HOST_KEY = "ssh_host_ed25519_key"
 @dataclass(frozen=True)
 class Wish:
     """What the virtual machine should be. ``cpu`` is one of ``qemu-system-x86_64 -cpu help``,
-    ``image`` a stage of the Dockerfile."""
+    ``image`` a stage of the Dockerfile. ``scsi``: with two small disks more whose
+    serial numbers are ``turns`` and ``still``, and so they are."""
 
     name: str
     debian: str
@@ -46,6 +47,7 @@ class Wish:
     disk_size: str
     inventory: Path | None
     image: str = "vm"
+    scsi: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def _up(wish: Wish, size: int) -> None:
     host_key = (vm.folder / f"{_HOST_KEY}.pub").read_text(encoding="utf-8")
     inventory.replace(folder / ssh.KNOWN_HOSTS, ssh.known_hosts("", {vm.address: host_key}))
     with step(f"boot {wish.name}: Debian {wish.debian}, CPU {wish.cpu}"):
-        _ensure_running(vm, wish.cpu, files)
+        _ensure_running(vm, wish, files)
     devices = [f"/dev/vd{letter}" for letter, _ in zip("bcdefgh", files, strict=False)]
     key = str(folder / ssh.KEY)
     identity_text = identity.read_text(encoding="utf-8").strip()
@@ -152,6 +154,8 @@ def _fill(vm: Vm, picture: str, subnet: str, public_key: str, machine_id: str) -
         finally:
             docker("rm", created)
             archive.unlink(missing_ok=True)
+        # Docker's mark, by which systemd would take the machine for a container.
+        (root / ".dockerenv").unlink(missing_ok=True)
         for name in ("vmlinuz", "initrd.img"):
             (found,) = (root / "boot").glob(f"{name}-*")
             shutil.copyfile(found, vm.folder / name)
@@ -193,12 +197,12 @@ def _resolver() -> str:
     raise LabError("this machine's name servers are its own alone; name one in /etc/resolv.conf.")
 
 
-def _ensure_running(vm: Vm, cpu: str, files: list[Path]) -> None:
+def _ensure_running(vm: Vm, wish: Wish, files: list[Path]) -> None:
     """Leave it, or start it; one that runs with another CPU is shut down first."""
     chosen = vm.folder / "accelerator"
     runs = {pid for pid, file in running(vm.folder).items() if file == vm.pid_file}
     with_cpu = vm.folder / "cpu"
-    if runs and with_cpu.read_text(encoding="utf-8") == cpu:
+    if runs and with_cpu.read_text(encoding="utf-8") == wish.cpu:
         _attach(vm)
         return
     for pid in runs:
@@ -207,9 +211,9 @@ def _ensure_running(vm: Vm, cpu: str, files: list[Path]) -> None:
     usable = os.access("/dev/kvm", os.R_OK | os.W_OK)
     for accelerator in [known] if known else ["kvm", "tcg"] if usable else ["tcg"]:
         guess = accelerator == "kvm" and not known
-        if not _start(vm, cpu, accelerator, files, check=not guess):
+        if not _start(vm, wish, accelerator, files, check=not guess):
             continue
-        with_cpu.write_text(cpu, encoding="utf-8")
+        with_cpu.write_text(wish.cpu, encoding="utf-8")
         if _logs_in(vm, _KVM_PATIENCE if guess else _PATIENCE):
             chosen.write_text(accelerator, encoding="utf-8")
             return
@@ -219,16 +223,18 @@ def _ensure_running(vm: Vm, cpu: str, files: list[Path]) -> None:
     raise LabError(f"the virtual machine {vm.lab} does not boot; its console says:\n{said}")
 
 
-def _start(vm: Vm, cpu: str, accelerator: str, files: list[Path], *, check: bool) -> bool:
+def _start(vm: Vm, wish: Wish, accelerator: str, files: list[Path], *, check: bool) -> bool:
     drives = [vm.folder / "root.img", *files]
+    cpu = "host" if (accelerator, wish.cpu) == ("kvm", "max") else wish.cpu
     argv: list[str | Path] = [
         *(_QEMU, "-nodefaults", "-display", "none", "-machine", "q35", "-smp", "2"),
-        *("-m", _MEMORY, "-cpu", "host" if (accelerator, cpu) == ("kvm", "max") else cpu),
+        *("-m", _MEMORY, "-cpu", cpu),
         *("-accel", "tcg,thread=multi" if accelerator == "tcg" else accelerator),
         *("-kernel", vm.folder / "vmlinuz", "-initrd", vm.folder / "initrd.img"),
         *("-append", "root=/dev/vda rw console=ttyS0 panic=5"),
         *("-serial", f"file:{vm.folder / 'console.log'}", "-device", "virtio-rng-pci"),
         *(word for disk in drives for word in ("-drive", _drive(disk))),
+        *(_scsi(vm) if wish.scsi else ()),
         *("-netdev", f"tap,id=lan,ifname={vm.tap},script=no,downscript=no"),
         *("-device", "virtio-net-pci,netdev=lan"),
         *("-daemonize", "-pidfile", vm.pid_file),
@@ -239,6 +245,18 @@ def _start(vm: Vm, cpu: str, accelerator: str, files: list[Path], *, check: bool
         return False
     _attach(vm)
     return True
+
+
+def _scsi(vm: Vm) -> list[str]:
+    words = ["-device", "virtio-scsi-pci"]
+    # The kernel may call either sda. Turns in a minute; 1 says that nothing turns.
+    for name, rate in (("turns", 7200), ("still", 1)):
+        file = vm.folder / f"{name}.img"
+        with file.open("ab") as stream:
+            stream.truncate(64 << 20)
+        words += ["-drive", _drive(file).replace("if=virtio", f"if=none,id={name}")]
+        words += ["-device", f"scsi-hd,drive={name},serial={name},rotation_rate={rate}"]
+    return words
 
 
 def _drive(disk: Path) -> str:

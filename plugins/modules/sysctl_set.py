@@ -15,8 +15,12 @@ description:
   - M(ansible.posix.sysctl) does the same for one parameter a task, believes what the file says,
     and keeps no
     note of what was before. Here the file holds, as comments, the value that each parameter had.
-  - What the kernel does not know or does not let be set is reported in RV(refused); with O(strict)
-    it is an error.
+  - What the kernel does not know or does not let be set is reported in RV(refused), and so is what
+    a file that is read later gives another value, which is left to that. With O(strict), each is an
+    error.
+  - Of C(vm.dirty_ratio) and C(vm.dirty_bytes) the kernel keeps one and makes the other 0, and so
+    with C(vm.dirty_background_ratio) and C(vm.dirty_background_bytes). Here, the one that counted
+    before is what comes back.
 author:
   - The nas.assistant contributors
 options:
@@ -28,13 +32,20 @@ options:
     description: Parameters by name, with dots or slashes. Several numbers are one string.
     type: dict
     default: {}
+  minimums:
+    description: Names among O(values) that are limits. Where the NAS, or something else on it, has
+      a larger one, that stays; of several numbers, each.
+    type: list
+    elements: str
+    default: []
   state:
     description: V(absent) removes the file and sets each parameter to what it was before.
     type: str
     choices: [present, absent]
     default: present
   strict:
-    description: Fails, before anything changes, when the kernel lacks a parameter or cannot set it.
+    description: Fails, before anything changes, when the kernel lacks a parameter, or a later file
+      has another value.
     type: bool
     default: false
 attributes:
@@ -63,23 +74,34 @@ changed_values:
   type: dict
   returned: always
 refused:
-  description: A sentence for each parameter that the kernel lacks or refuses.
+  description: A sentence for each parameter that the kernel lacks or refuses, or that another file
+    decides on.
   type: list
   elements: str
   returned: always
 """
 
+import glob
 import os
 import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils._files import replace
 
 PROC = "/proc/sys"
+# Where systemd-sysctl looks, the first one first: of one name, that file counts.
+FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
 NAME = re.compile(r"[a-zA-Z0-9_*@-]+([./][a-zA-Z0-9_*:@-]+)+")
 BEFORE = "# before: "
 HEAD = "# Written by nas.assistant.sysctl_set; the values before are what absent puts back.\n"
+# Of each pair the kernel keeps one: https://docs.kernel.org/admin-guide/sysctl/vm.html
+PAIRS = (
+    ("vm.dirty_ratio", "vm.dirty_bytes"),
+    ("vm.dirty_background_ratio", "vm.dirty_background_bytes"),
+)
+PARTNER = {one: other for pair in PAIRS for one, other in (pair, pair[::-1])}
 
 
 class SysctlError(Exception):
@@ -94,6 +116,37 @@ class Kernel:
     refused: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Set:
+    """What the file says: the values, and what was there before it was first written."""
+
+    values: dict[str, str]
+    before: dict[str, str]
+
+    @classmethod
+    def parse(cls, text: str) -> Set:
+        """From the file's text; empty where there is none."""
+        values: dict[str, str] = {}
+        before: dict[str, str] = {}
+        for line in text.splitlines():
+            into = before if line.startswith(BEFORE) else values
+            name, equals, value = line.removeprefix(BEFORE).removeprefix("-").partition(" = ")
+            if equals:
+                into[name] = value
+        return cls(values, before)
+
+    def render(self) -> str:
+        """Return the file's text: each parameter, below it what was before."""
+        lines = []
+        for name in sorted(self.values):
+            # A minus: one that this kernel lacks is passed over at boot.
+            lines.append(f"-{name} = {self.values[name]}")
+            noted = noted_name(name, self.before)
+            if noted:
+                lines.append(f"{BEFORE}{noted} = {self.before[noted]}")
+        return HEAD + "\n".join(lines) + "\n"
+
+
 def proc_path(name: str, root: str = PROC) -> str:
     """Return the file of a parameter. With a slash in its name, dots stand for themselves."""
     return os.path.join(root, name if "/" in name else name.replace(".", "/"))
@@ -106,25 +159,104 @@ def normal(value: object) -> str:
     return " ".join(str(value).split())
 
 
-def parse_before(text: str) -> dict[str, str]:
-    """Return what the file says the parameters were before it was first written."""
+def noted_name(name: str, before: Collection[str]) -> str:
+    """Return the name under which is noted what a parameter replaced: its own or its partner's;
+    empty where nothing is noted."""
+    return next((each for each in (name, PARTNER.get(name, "")) if each in before), "")
+
+
+def at_least(wanted: str, base: str) -> str:
+    """Return, number by number, the larger one; what is no numbers, as it is wanted."""
+    pairs = list(zip(wanted.split(), base.split(), strict=False))
+    numbers = all(word.isdigit() for pair in pairs for word in pair)
+    if not numbers or len(wanted.split()) != len(base.split()):
+        return wanted
+    return " ".join(max(pair, key=int) for pair in pairs)
+
+
+def plan(
+    wanted: Mapping[str, str], minimums: Collection[str], old: Set, kernel: Mapping[str, str]
+) -> Set:
+    """Return what the file should say.
+
+    :param minimums: names that are left out where the kernel has as much without this file.
+    :param old: what the file says now.
+    :param kernel: the values in force, also of the partners.
+    """
+    values: dict[str, str] = {}
+    before: dict[str, str] = {}
+    for name, value in wanted.items():
+        noted = noted_name(name, old.before)
+        if name in minimums and name in kernel:
+            # What is not from this file is somebody else's, and may have been raised since.
+            ours = name in old.before and kernel[name] == old.values.get(name)
+            base = old.before[name] if ours else kernel[name]
+            value = at_least(value, base)
+            if value == base:
+                continue
+        values[name] = value
+        if noted:
+            before[noted] = old.before[noted]
+        elif name in kernel:
+            partner = PARTNER.get(name, "")
+            counts = partner if kernel[name] == "0" and kernel.get(partner, "0") != "0" else name
+            before[counts] = kernel[counts]
+    return Set(values, before)
+
+
+def returning(old: Set, new: Set, others: Collection[str]) -> dict[str, str]:
+    """Return the values that go back to what they were, since the file no longer has them.
+
+    :param others: names that somebody else decides on by now.
+    """
+    kept = {noted_name(name, old.before) for name in new.values}
+    return {
+        name: value for name, value in old.before.items() if name not in kept and name not in others
+    }
+
+
+def parse_file(text: str) -> dict[str, str]:
+    """Return the values of a file in ``sysctl.d``, by the parameter's path below ``/proc/sys``."""
     found = {}
     for line in text.splitlines():
-        if line.startswith(BEFORE):
-            name, _, value = line.removeprefix(BEFORE).partition(" = ")
-            found[name] = value
+        name, equals, value = line.strip().removeprefix("-").partition("=")
+        name = name.strip()
+        if equals and not name.startswith(("#", ";")):
+            # The first separator decides what the others mean.
+            dotted = name.replace("/", ".").index(".") if re.search("[./]", name) else 0
+            if name[dotted] == ".":
+                name = name.translate(str.maketrans("./", "/."))
+            found[name] = normal(value)
     return found
 
 
-def render(values: dict[str, str], before: dict[str, str]) -> str:
-    """Return the file's text: each parameter, below it what it was before."""
-    lines = []
-    for name in sorted(values):
-        # A minus: one that this kernel lacks is passed over at boot.
-        lines.append(f"-{name} = {values[name]}")
-        if name in before:
-            lines.append(f"{BEFORE}{name} = {before[name]}")
-    return HEAD + "\n".join(lines) + "\n"
+def later(path: str, folders: Sequence[str] = FOLDERS) -> dict[str, tuple[str, str]]:
+    """Return what files say that are read after ``path``, each with the file, by the parameter's
+    path below ``/proc/sys``."""
+    files: dict[str, str] = {}
+    for folder in folders:
+        for file in glob.glob(os.path.join(folder, "*.conf")):
+            files.setdefault(os.path.basename(file), file)
+    found = {}
+    for name, file in sorted(files.items()):
+        if name > os.path.basename(path) and os.path.isfile(file):
+            with open(file, encoding="utf-8", errors="replace") as stream:
+                for parameter, value in parse_file(stream.read()).items():
+                    found[parameter] = (value, file)
+    return found
+
+
+def left(wanted: Mapping[str, str], others: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Return the parameters that other files decide on, each with a sentence.
+
+    :param others: as ``later`` gives them.
+    """
+    found = {}
+    for name, value in wanted.items():
+        other, file = others.get(proc_path(name, ""), (value, ""))
+        if other != value:
+            found[name] = f"{name}: left to {file}, which is read later and says {other}"
+    return found
 
 
 def read(names: list[str], root: str = PROC) -> Kernel:
@@ -154,47 +286,64 @@ def write(name: str, value: str, root: str = PROC) -> str:
     return "" if found == value else f"{name} = {value}: the kernel made it {found}"
 
 
-def run(module: AnsibleModule) -> dict[str, object]:
-    """Bring file and kernel to the wanted state; return the module's result."""
-    path: str = module.params["path"]
-    try:
-        with open(path, encoding="utf-8") as stream:
-            old = stream.read()
-    except FileNotFoundError:
-        old = ""
-    before = parse_before(old)
-    absent = module.params["state"] == "absent"
-    values = {str(name): normal(value) for name, value in module.params["values"].items()}
+def checked(values: Mapping[str, object]) -> dict[str, str]:
+    """Return the values as the kernel prints them.
+
+    :raises SysctlError: a name is none, or two of them exclude each other.
+    """
     odd = [name for name in values if not NAME.fullmatch(name) or ".." in name]
     if odd:
         raise SysctlError(
             f"values: {', '.join(odd)} is no parameter's name, such as net.core.rmem_max"
         )
-    wanted = before if absent else values
-    kernel = read(sorted({*wanted, *before}))
-    if module.params["strict"] and kernel.refused:
-        raise SysctlError(f"{'; '.join(kernel.refused.values())}. Nothing was changed")
-    # One that the inventory no longer names goes back to what it was.
-    dropped = {name: value for name, value in before.items() if name not in wanted}
-    target = {**wanted, **dropped}
+    for one, other in PAIRS:
+        if one in values and other in values:
+            raise SysctlError(
+                f"values: of {one}={values[one]} and {other}={values[other]} the kernel keeps one. "
+                "Leave the other out"
+            )
+    return {name: normal(value) for name, value in values.items()}
+
+
+def run(module: AnsibleModule) -> dict[str, object]:
+    """Bring file and kernel to the wanted state; return the module's result."""
+    path: str = module.params["path"]
+    try:
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read()
+    except FileNotFoundError:
+        text = ""
+    old = Set.parse(text)
+    absent = module.params["state"] == "absent"
+    wanted = {} if absent else checked(module.params["values"])
+    minimums = set(module.params["minimums"])
+    names = {*wanted, *old.before}
+    kernel = read(sorted({*names, *(PARTNER[name] for name in names if name in PARTNER)}))
+    refused = {name: why for name, why in kernel.refused.items() if name in names}
+    others = left(wanted, later(path))
+    refused.update(others)
+    if module.params["strict"] and refused:
+        raise SysctlError(f"{'; '.join(refused.values())}. Nothing was changed")
+    wanted = {name: value for name, value in wanted.items() if name not in others}
+    new = plan(wanted, minimums, old, kernel.values)
+    raised = {name for name in minimums if kernel.values.get(name) != old.values.get(name)}
+    target = {**new.values, **returning(old, new, {*raised, *others})}
     differ = {
         name: value for name, value in target.items() if kernel.values.get(name, value) != value
     }
-    kept = {name: before.get(name, kernel.values[name]) for name in values if name in kernel.values}
-    text = "" if absent else render(values, kept)
+    text_new = "" if absent else new.render()
     changes: dict[str, list[str]] = {}
-    refused = dict(kernel.refused)
     if not module.check_mode:
         # The file first: it is what remembers the values before.
-        if text != old and not absent:
-            replace(path, text.encode(), 0, 0, 0o644)
+        if text_new != text and not absent:
+            replace(path, text_new.encode(), 0, 0, 0o644)
         for name, value in differ.items():
             reason = write(name, value)
             if reason:
                 refused[name] = reason
             else:
                 changes[name] = [kernel.values[name], value]
-        if text != old and absent:
+        if text_new != text and absent:
             os.unlink(path)
     else:
         # Whether the kernel takes it shows only when tried, save where nothing can be written.
@@ -203,11 +352,11 @@ def run(module: AnsibleModule) -> dict[str, object]:
             for name, value in differ.items()
             if os.access(proc_path(name), os.W_OK)
         }
-    shown = [{"before_header": path, "after_header": path, "before": old, "after": text}]
+    shown = [{"before_header": path, "after_header": path, "before": text, "after": text_new}]
     for name, (was, now) in sorted(changes.items()):
         shown.append({"before": f"{name} = {was}\n", "after": f"{name} = {now}\n"})
     return {
-        "changed": text != old or bool(changes),
+        "changed": text_new != text or bool(changes),
         "changed_values": changes,
         "refused": sorted(refused.values()),
         "diff": shown,
@@ -220,6 +369,7 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "required": True},
             "values": {"type": "dict", "default": {}},
+            "minimums": {"type": "list", "elements": "str", "default": []},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "strict": {"type": "bool", "default": False},
         },

@@ -9,11 +9,18 @@ from pathlib import Path
 import pytest
 from ansible_collections.nas.assistant.plugins.modules.sysctl_set import (
     NAME,
+    Set,
+    SysctlError,
+    at_least,
+    checked,
+    later,
+    left,
     normal,
-    parse_before,
+    parse_file,
+    plan,
     proc_path,
     read,
-    render,
+    returning,
     write,
 )
 
@@ -45,9 +52,108 @@ def test_normal(value: object, text: str) -> None:
 
 
 def test_the_file_remembers_what_was_before() -> None:
-    text = render({"b.x": "1 2", "a.y": "0"}, {"b.x": "3 4"})
-    assert text.splitlines()[1:] == ["-a.y = 0", "-b.x = 1 2", "# before: b.x = 3 4"]
-    assert parse_before(text) == {"b.x": "3 4"}
+    made = Set({"b.x": "1 2", "a.y": "0"}, {"b.x": "3 4"})
+    assert made.render().splitlines()[1:] == ["-a.y = 0", "-b.x = 1 2", "# before: b.x = 3 4"]
+    assert Set.parse(made.render()) == made
+    assert Set.parse("") == Set({}, {})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "base", "value"),
+    [
+        ("8", "9", "9"),
+        ("10", "9", "10"),
+        ("4096 131072 16", "4096 87380 6291456", "4096 131072 6291456"),
+        ("1 2", "3", "1 2"),
+        ("fq", "9", "fq"),
+    ],
+)
+def test_at_least(wanted: str, base: str, value: str) -> None:
+    assert at_least(wanted, base) == value
+
+
+LIMIT, RATIO, BYTES = "fs.limit", "vm.dirty_ratio", "vm.dirty_bytes"
+NOTHING = Set({}, {})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "minimums", "old", "kernel", "values", "before"),
+    [
+        # The first run, and the second.
+        ({"a.b": "1"}, [], NOTHING, {"a.b": "0"}, {"a.b": "1"}, {"a.b": "0"}),
+        (
+            {"a.b": "1"}, [], Set({"a.b": "1"}, {"a.b": "0"}), {"a.b": "1"},
+            {"a.b": "1"}, {"a.b": "0"},
+        ),
+        # One that the kernel lacks is written, for a kernel that will not.
+        ({"a.b": "1"}, [], NOTHING, {}, {"a.b": "1"}, {}),
+        # A limit: raised, left, left again after somebody raised it beyond ours.
+        ({LIMIT: "5"}, [LIMIT], NOTHING, {LIMIT: "3"}, {LIMIT: "5"}, {LIMIT: "3"}),
+        ({LIMIT: "5"}, [LIMIT], NOTHING, {LIMIT: "7"}, {}, {}),
+        ({LIMIT: "5"}, [LIMIT], Set({LIMIT: "5"}, {LIMIT: "3"}), {LIMIT: "7"}, {}, {}),
+        # Ours was higher once, and that is no reason to keep it.
+        (
+            {LIMIT: "5"}, [LIMIT], Set({LIMIT: "7"}, {LIMIT: "3"}), {LIMIT: "7"},
+            {LIMIT: "5"}, {LIMIT: "3"},
+        ),
+        # What the owner has in bytes is noted in bytes, and stays noted.
+        ({RATIO: "10"}, [], NOTHING, {RATIO: "0", BYTES: "99"}, {RATIO: "10"}, {BYTES: "99"}),
+        (
+            {RATIO: "10"}, [], Set({RATIO: "10"}, {BYTES: "99"}), {RATIO: "10", BYTES: "0"},
+            {RATIO: "10"}, {BYTES: "99"},
+        ),
+        # From a share to bytes: what was noted first counts.
+        (
+            {BYTES: "50"}, [], Set({RATIO: "10"}, {RATIO: "20"}), {RATIO: "10", BYTES: "0"},
+            {BYTES: "50"}, {RATIO: "20"},
+        ),
+    ],
+)  # fmt: skip
+def test_plan(
+    wanted: dict[str, str], minimums: list[str], old: Set, kernel: dict[str, str],
+    values: dict[str, str], before: dict[str, str],
+) -> None:  # fmt: skip
+    planned = plan(wanted, minimums, old, kernel)
+    assert planned == Set(values, before)
+    assert Set.parse(planned.render()) == planned
+
+
+def test_what_goes_back() -> None:
+    old = Set({"a.b": "1", RATIO: "10", LIMIT: "5"}, {"a.b": "0", BYTES: "99", LIMIT: "3"})
+    assert returning(old, NOTHING, ()) == {"a.b": "0", BYTES: "99", LIMIT: "3"}
+    assert returning(old, NOTHING, {LIMIT}) == {"a.b": "0", BYTES: "99"}
+    kept = Set({RATIO: "10", "a.b": "2"}, {BYTES: "99", "a.b": "0"})
+    assert returning(old, kept, ()) == {LIMIT: "3"}
+
+
+def test_two_that_exclude_each_other() -> None:
+    with pytest.raises(SysctlError, match=r"of vm\.dirty_ratio=5 and vm\.dirty_bytes=6 the"):
+        checked({BYTES: 6, RATIO: 5})
+    with pytest.raises(SysctlError, match="vm is no parameter's name"):
+        checked({"vm": 1})
+
+
+def test_a_file_of_somebody_else() -> None:
+    text = "# x = 1\n; y = 1\n-vm.swappiness=60\nnet/ipv4/conf/eth0.5/rp_filter = 1\n\nnonsense\n"
+    text += "net.ipv4.conf.eth0/5.rp_filter=0\n"
+    assert parse_file(text) == {"vm/swappiness": "60", "net/ipv4/conf/eth0.5/rp_filter": "0"}
+
+
+def test_what_is_read_later_decides(tmp_path: Path) -> None:
+    first, second = tmp_path / "etc", tmp_path / "usr"
+    for folder in (first, second):
+        folder.mkdir()
+    (first / "10-early.conf").write_text("vm.early = 1\n")
+    (first / "50-ours.conf").write_text("vm.ours = 1\n")
+    (second / "60-late.conf").write_text("vm.late = 2\n")
+    # It takes the place of the other one by that name.
+    (first / "60-late.conf").write_text("vm.late = 3\nvm.same = 1\n")
+    others = later("/etc/sysctl.d/50-ours.conf", [str(first), str(second)])
+    assert set(others) == {"vm/late", "vm/same"}
+    wanted = {"vm.late": "1", "vm.same": "1", "vm.early": "5", "vm/late": "3"}
+    assert left(wanted, others) == {
+        "vm.late": f"vm.late: left to {first}/60-late.conf, which is read later and says 3"
+    }
 
 
 def test_a_kernel_that_lacks_or_refuses(tmp_path: Path) -> None:

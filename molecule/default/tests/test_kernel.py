@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Kernel parameters of the lab NAS, as far as a container has its own: those of its network."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
+PROBING = "net.ipv4.tcp_mtu_probing"
+WINDOWS = "net.ipv4.tcp_wmem"
+FILE = "/etc/sysctl.d/99-zy-nas-assistant-kernel.conf"
+
+
+def worked(run: subprocess.CompletedProcess[str]) -> str:
+    assert run.returncode == 0, run.stdout
+    return " ".join(run.stdout.split())
+
+
+def value(host: Host, name: str) -> str:
+    return " ".join(host.check_output(f"sysctl -n {name}").split())
+
+
+@pytest.fixture
+def kernel(playbook: Playbook, host: Host) -> Iterator[Playbook]:
+    """Return a function that runs the playbook, on a NAS that all was put back on; it is again at
+    the end, and then as the site has it."""
+
+    def run(*arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
+        return playbook("kernel", *arguments, **variables)
+
+    worked(run(kernel_state="absent"))
+    before = {name: value(host, name) for name in (PROBING, WINDOWS)}
+    yield run
+    worked(run(kernel_state="absent"))
+    assert {name: value(host, name) for name in before} == before
+    for path in (FILE, "/etc/udev/rules.d/61-nas-assistant-io.rules"):
+        assert not host.file(path).exists
+    worked(run())
+
+
+def test_set_read_back_and_mended(kernel: Playbook, host: Host) -> None:
+    assert "changed=0" not in worked(kernel("--check"))
+    assert not host.file(FILE).exists
+    said = worked(kernel())
+    assert value(host, PROBING) == "1"
+    assert value(host, WINDOWS) == "4096 65536 16777216"
+    assert value(host, "net.ipv4.tcp_congestion_control") == "bbr"
+    # What a container does not have of its own is said to be refused.
+    assert "net.core.default_qdisc: this kernel has no such parameter" in said
+    assert "changed=0" in worked(kernel())
+    host.check_output(f"sysctl -w {PROBING}=0")
+    assert "changed=0" not in worked(kernel())
+    assert value(host, PROBING) == "1"
+    # One that is given up goes back to what it was.
+    worked(kernel(kernel_sysctl={PROBING: None, WINDOWS: "4096 32768 8388608"}))
+    assert value(host, PROBING) == "0"
+    assert value(host, WINDOWS) == "4096 32768 8388608"
+
+
+@pytest.mark.parametrize(
+    ("variables", "reason"),
+    [
+        ({"kernel_strict": True}, "this kernel has no such parameter. Nothing was changed"),
+        ({"kernel_sysctl": {"vm.overcommit_memory": 1}}, "Set kernel_overcommit: true if"),
+        ({"kernel_sysctl": {"vm/overcommit_memory": 1}}, "write names with dots"),
+        ({"kernel_sysctl": {"vm.drop_caches": 3}}, "which is an action and no setting"),
+        ({"kernel_sysctl": {"net.ipv4.ip_forward": 1}}, "forwarding is Docker's"),
+        ({"kernel_swap": {"kind": "disk"}}, "disk"),
+        ({"kernel_swap": {"size": "much"}}, "size=much is no size such as 2G"),
+        ({"kernel_io": {"hdd": "cfq"}}, "schedulers are none, mq-deadline, kyber and bfq"),
+        ({"kernel_governor": "a b"}, "kernel_governor=a b is no governor's name"),
+    ],
+)
+def test_what_is_refused_before_anything_changes(
+    playbook: Playbook, variables: dict[str, Any], reason: str
+) -> None:
+    run = playbook("kernel", **variables)
+    assert run.returncode != 0
+    assert reason in " ".join(run.stdout.split())
+    assert "changed=0" in run.stdout
+
+
+def test_what_costs_something_is_said(kernel: Playbook) -> None:
+    run = kernel(kernel_overcommit=True, kernel_swap={"kind": "file"})
+    said = " ".join(run.stdout.split())
+    assert "the kernel kills one of them" in said
+    assert run.returncode != 0
+    assert "kind: this NAS is a container, and swap is its host's" in said
+
+
+def test_caches_are_not_dropped_by_accident(playbook: Playbook) -> None:
+    run = playbook("drop_caches")
+    assert run.returncode != 0
+    assert "kernel_drop_caches=False: what memory remembers" in " ".join(run.stdout.split())
+    assert "changed=0" in run.stdout

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Values below /sys: choices, the file that remembers, and a kernel that refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ansible_collections.nas.assistant.plugins.modules import sysfs_set
+from ansible_collections.nas.assistant.plugins.modules.sysfs_set import (
+    SysfsError,
+    at_present,
+    expand,
+    lasting,
+    parse_before,
+    read,
+    render,
+    selected,
+    write,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("none [mq-deadline] kyber bfq \n", "mq-deadline"),
+        ("[none]\n", "none"),
+        ("128\n", "128"),
+        ("schedutil\n", "schedutil"),
+        ("\n", ""),
+    ],
+)
+def test_selected(text: str, value: str) -> None:
+    assert selected(text) == value
+
+
+def test_the_file_remembers_what_was_before() -> None:
+    before = {"/sys/b": "128", "/sys/a": "none"}
+    text = render("# rules\nKERNEL\n\n", before)
+    assert text == "# rules\nKERNEL\n# before: /sys/a = none\n# before: /sys/b = 128\n"
+    assert parse_before(text) == before
+    assert parse_before("") == {}
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "/sys/../etc/passwd", "/sysx/a", "sys/a"])
+def test_elsewhere_is_refused(path: str) -> None:
+    with pytest.raises(SysfsError, match="is no path below /sys/"):
+        expand({path: 1})
+
+
+def test_patterns() -> None:
+    found, missing = expand({"/sys/class/net/l[o]/mtu": 65536, "/sys/no/such*/file": "x"})
+    assert found == {"/sys/class/net/lo/mtu": "65536"}
+    assert missing == ["/sys/no/such*/file: this machine has none"]
+
+
+def test_a_disk_is_named_so_that_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = tmp_path / "sdx"
+    disk.touch()
+    names = tmp_path / "by-id"
+    names.mkdir()
+    (names / "ata-EXAMPLE").symlink_to(disk)
+    monkeypatch.setattr(sysfs_set, "BY_ID", str(names))
+    monkeypatch.setattr(sysfs_set, "stable_name", lambda device: f"{names}/ata-EXAMPLE")
+    name = lasting("/sys/block/sdb/queue/scheduler")
+    assert name == f"{names}/ata-EXAMPLE queue/scheduler"
+    assert at_present(name) == "/sys/block/sdx/queue/scheduler"
+    disk.unlink()
+    assert at_present(name) == ""
+    cpu = "/sys/devices/system/cpu/cpufreq/policy0/scaling_governor"
+    assert at_present(lasting(cpu)) == cpu
+
+
+def test_a_kernel_that_refuses(tmp_path: Path) -> None:
+    assert read(str(tmp_path / "none")) is None
+    value = tmp_path / "value"
+    value.write_text("1\n")
+    assert write(str(value), "2") == ""
+    assert "the kernel refuses it" in write(str(tmp_path / "none"), "2")
