@@ -1,6 +1,6 @@
 #!/bin/sh
 # The container's start script: checks that its configuration is there, then hands over to Python, which checks the
-# rest. Commands: serve (default), check, healthcheck, version.
+# rest. Commands: serve (default), check, healthcheck, limits, version.
 set -eu
 
 config=/app/config.ini
@@ -12,7 +12,7 @@ refuse() {
     exit 78
 }
 
-if [ "${1:-serve}" != version ]; then
+if [ "${1:-serve}" != version ] && [ "${1:-serve}" != limits ]; then
     if [ ! -e "$config" ]; then
         refuse "$config does not exist: mount the configuration there, read-only (README.md has a table of its keys)"
     elif [ ! -f "$config" ]; then
@@ -22,4 +22,8 @@ if [ "${1:-serve}" != version ]; then
     fi
 fi
 
+# The place among those that read disks, from 0 to 7. All that is started from here on inherits it.
+if [ "${1:-serve}" = serve ] && [ -n "${IO_PRIORITY:-}" ]; then
+    exec ionice -t -c 2 -n "$IO_PRIORITY" /opt/venv/bin/python -m nas_assistant "$@"
+fi
 exec /opt/venv/bin/python -m nas_assistant "$@"

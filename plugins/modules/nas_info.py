@@ -25,6 +25,13 @@ options:
     type: list
     elements: path
     default: [/]
+  gather:
+    description: What to look at, where not all of it is of interest. The others are left out of the
+      answer.
+    type: list
+    elements: str
+    choices: [cpu, memory, cgroup, drives, rooms, nics, accelerators, listeners, vendor,
+      virtualisation, tpm, clock_is_set]
   measure:
     description: Whether to measure how fast memory is read, which takes about a second and an
       eighth of the memory that is free, at most 64 MiB for each core.
@@ -110,6 +117,7 @@ clock_is_set:
   returned: success
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
@@ -122,25 +130,31 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _system as system,
 )
 
+PARTS = (
+    *("cpu", "memory", "cgroup", "drives", "rooms", "nics", "accelerators", "listeners"),
+    *("vendor", "virtualisation", "tpm", "clock_is_set"),
+)
 
-def look(paths: list[str], measure: bool) -> dict[str, object]:
+
+def look(paths: list[str], measure: bool, parts: Sequence[str]) -> dict[str, object]:
     """Return what the module says."""
-    processor, found = cpu.read(), memory.read()
-    return {
-        "cpu": asdict(processor),
-        "memory": asdict(found),
-        "bandwidth": bandwidth.measure(processor.cores, found.available) if measure else 0,
-        "cgroup": asdict(memory.cgroup()),
-        "drives": [asdict(each) for each in drives.read()],
-        "rooms": [asdict(each) for each in drives.rooms(paths)],
-        "nics": [asdict(each) for each in nics.read()],
-        "accelerators": [asdict(each) for each in system.accelerators()],
-        "listeners": [asdict(each) for each in system.listeners()],
-        "vendor": system.vendor(),
-        "virtualisation": system.virtualisation(),
-        "tpm": system.tpm(),
-        "clock_is_set": system.clock_is_set(),
+    readers: dict[str, Callable[[], object]] = {
+        "cpu": lambda: asdict(cpu.read()),
+        "memory": lambda: asdict(memory.read()),
+        "cgroup": lambda: asdict(memory.cgroup()),
+        "drives": lambda: [asdict(each) for each in drives.read()],
+        "rooms": lambda: [asdict(each) for each in drives.rooms(paths)],
+        "nics": lambda: [asdict(each) for each in nics.read()],
+        "accelerators": lambda: [asdict(each) for each in system.accelerators()],
+        "listeners": lambda: [asdict(each) for each in system.listeners()],
+        "vendor": system.vendor,
+        "virtualisation": system.virtualisation,
+        "tpm": system.tpm,
+        "clock_is_set": system.clock_is_set,
     }
+    found = {part: readers[part]() for part in parts}
+    speed = bandwidth.measure(cpu.read().cores, memory.read().available) if measure else 0
+    return {**found, "bandwidth": speed}
 
 
 def main() -> None:
@@ -148,12 +162,14 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "paths": {"type": "list", "elements": "path", "default": ["/"]},
+            "gather": {"type": "list", "elements": "str", "choices": list(PARTS)},
             "measure": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     try:
-        module.exit_json(**look(module.params["paths"], module.params["measure"]))
+        parts = module.params["gather"] or PARTS
+        module.exit_json(**look(module.params["paths"], module.params["measure"], parts))
     except (OSError, ValueError) as error:
         module.fail_json(msg=str(error))
 

@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
 CONTAINER = "nas-assistant"
 
 
@@ -42,12 +46,59 @@ def test_has_no_network(host: Host) -> None:
     assert interfaces == ["lo"]
 
 
-def test_memory_limit_is_seen_inside(host: Host) -> None:
-    limit = host.check_output(
-        f"docker exec {CONTAINER} sh -c "
-        "'cat /sys/fs/cgroup/memory.max || cat /sys/fs/cgroup/memory/memory.limit_in_bytes'"
+def test_its_limits_are_seen_inside(host: Host) -> None:
+    limits = json.loads(host.check_output(f"docker exec {CONTAINER} /app/start.sh limits"))
+    assert limits["memory"] == 1 << 30
+    assert limits["memory_reservation"] == 3 << 28
+    assert limits["swap"] in (0, 4096)
+    allowed = "sed -n 's/^Cpus_allowed_list:\\t//p' /proc/self/status"
+    assert limits["cpuset"] == host.check_output(allowed)
+    assert limits["oom_score_adj"] == 300
+    assert limits["io_priority"] == 2
+    assert limits["pids"] == 256
+    assert (limits["ulimits"]["nofile"], limits["ulimits"]["core"]) == (4096, 0)
+    # The engine, too, which was started by another process.
+    engine = host.check_output("pgrep -f 'wheel_server|llama-server'").split()[0]
+    assert host.check_output(f"ionice -p {engine}") == "best-effort: prio 2"
+
+
+def test_limits_that_are_not_in_force_are_said(host: Host, playbook: Playbook) -> None:
+    """As of a kernel that takes them and does not heed them."""
+    arguments = "--pids-limit 300 --memory-reservation 512m"
+    host.check_output(f"docker update {arguments} {CONTAINER}")
+    assert "changed=0" not in playbook("assistant").stdout
+    engine = host.check_output(f"docker exec {CONTAINER} cat /proc/1/oom_score_adj")
+    assert engine == "300"
+    pid = host.check_output(f"docker inspect {CONTAINER} --format '{{{{.State.Pid}}}}'")
+    host.check_output(f"echo 400 >/proc/{pid}/oom_score_adj")
+    run = playbook("assistant")
+    assert run.returncode != 0
+    said = " ".join(run.stdout.split())
+    assert "oom_score_adj: asked for was 300, in force is 400" in said
+    host.check_output(f"echo 300 >/proc/{pid}/oom_score_adj")
+    assert "changed=0" in playbook("assistant").stdout
+
+
+def test_a_graphics_processor_is_handed_over_and_taken_back(
+    host: Host, playbook: Playbook, wait_ready: Callable[[], float]
+) -> None:
+    """A device that the lab has plays it: what counts is that the container may open it."""
+    resources = {"memory": "1g", "gpu": True}
+    run = playbook("assistant", assistant_resources=resources)
+    assert "has no /dev/dri/renderD*" in " ".join(run.stdout.split())
+    host.check_output(
+        "mkdir /dev/dri && mknod -m 0660 /dev/dri/renderD128 c 10 237 && chgrp 44 /dev/dri/*"
     )
-    assert int(limit) == 1 << 30
+    try:
+        assert playbook("assistant", assistant_resources=resources).returncode == 0
+        script = "import os; os.close(os.open('/dev/dri/renderD128', os.O_RDWR))"
+        host.check_output(f'docker exec {CONTAINER} python3 -c "{script}"')
+        assert "changed=0" in playbook("assistant", assistant_resources=resources).stdout
+        assert playbook("assistant").returncode == 0
+        assert host.run(f"docker exec {CONTAINER} ls /dev/dri").rc != 0
+    finally:
+        host.check_output("rm -r /dev/dri")
+    wait_ready()
 
 
 def test_gunicorn_serves_port_8000_inside_only(host: Host) -> None:

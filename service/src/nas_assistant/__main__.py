@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The commands of the container: serve, check, healthcheck, version."""
+"""The commands of the container: serve, check, healthcheck, limits, version."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import logging
 import os
 import signal
@@ -31,6 +33,11 @@ def main() -> int:
     if options.command == "version":
         print(f"nas.assistant {__version__}")
         return 0
+    if options.command == "limits":
+        from nas_assistant.limits import read
+
+        print(json.dumps(dataclasses.asdict(read())))
+        return 0
     try:
         settings = Settings.load(options.config, os.environ)
         if options.command == "healthcheck":
@@ -44,7 +51,10 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nas_assistant")
     parser.add_argument(
-        "command", nargs="?", choices=("serve", "check", "healthcheck", "version"), default="serve"
+        "command",
+        nargs="?",
+        choices=("serve", "check", "healthcheck", "limits", "version"),
+        default="serve",
     )
     parser.add_argument("--config", type=Path, default=Path("/app/config.ini"))
     parser.add_argument("--models-dir", type=Path, default=Path("/models"))

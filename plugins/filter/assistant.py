@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What the assistant's container may have of a machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.module_utils._cpu import parse_list
+
+VARIABLE = "assistant_resources"
+AUTO = "auto"
+MIB = 1 << 20
+# Of the memory, the rest is the NAS's: the same share that preflight counts with.
+SHARE = 0.6
+# Of the container's memory, what the kernel takes from others first: the model is in it.
+RESERVED = 0.75
+# From so many cores on, one is the NAS's: a token is bound by memory, and three cores exhaust that
+# of a small machine nearly as four do.
+SPARE = 4
+PAGE = 4096
+_SIZE = re.compile(r"([1-9]\d*)([mMgG])")
+_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+RESTART = ("no", "always", "on-failure", "unless-stopped")
+
+
+def assistant_limits(wish: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the limits with all that is left to the machine worked out.
+
+    ``memory``, ``memory_reservation`` and ``memory_swap`` (memory and swap together) in bytes;
+    ``cpuset_cpus`` a list such as ``1-3``; ``ulimits`` as Docker takes them; the others as they
+    were given.
+
+    :param wish: ``assistant_resources`` with all of its keys.
+    :param machine: ``cpu`` and ``memory`` of ``nas.assistant.nas_info``.
+    :raises AnsibleFilterError: a value is none; names it, and what is allowed.
+    """
+    cpu = machine["cpu"]
+    memory = _memory(wish, int(machine["memory"]["total"]))
+    reserved = _size("memory_reservation", wish["memory_reservation"], int(memory * RESERVED))
+    if reserved > memory:
+        raise _odd("memory_reservation", wish["memory_reservation"], "it is above memory")
+    swap = 0 if wish["swap"] in ("none", 0, "0") else _size("swap", wish["swap"], 0)
+    return {
+        **wish,
+        "memory": memory,
+        "memory_reservation": reserved,
+        # One page of swap: none at all would become any amount at systemd's next reload, since runc
+        # does not tell systemd of a zero (https://github.com/opencontainers/cgroups/issues/74).
+        "memory_swap": memory + (swap or PAGE),
+        "cpus": _number(wish, "cpus", 0, cpu["count"], float),
+        "cpuset_cpus": _cpuset(wish["cpuset_cpus"], cpu),
+        "cpu_shares": _number(wish, "cpu_shares", 2, 262144),
+        "pids": _number(wish, "pids", 32, 4194304),
+        "oom_score_adj": _number(wish, "oom_score_adj", 0, 1000),
+        "io_priority": _number(wish, "io_priority", 0, 7),
+        "blkio_weight": _weight(wish),
+        "ulimits": [f"{name}:{value}:{value}" for name, value in sorted(_ulimits(wish).items())],
+        "restart_policy": _choice(wish, "restart_policy", RESTART),
+    }
+
+
+def _memory(wish: Mapping[str, Any], total: int) -> int:
+    share = int(total * SHARE) // MIB * MIB
+    return _size("memory", wish["memory"], share)
+
+
+def _size(key: str, value: Any, automatic: int) -> int:
+    """Return bytes of a size; ``automatic`` ones are whole pages."""
+    if value == AUTO and automatic:
+        return automatic // PAGE * PAGE
+    matched = _SIZE.fullmatch(str(value))
+    if not matched:
+        extra = f", or {AUTO}" if automatic else ", or none"
+        raise _odd(key, value, f"it is a whole number with m or g such as 2g{extra}")
+    return int(matched[1]) * (MIB if matched[2] in "mM" else MIB << 10)
+
+
+def _cpuset(value: Any, cpu: Mapping[str, Any]) -> str:
+    """Return the list of CPUs; by itself the fast ones, without a core where there are enough."""
+    there = sorted(each for core in cpu["siblings"] for each in core)
+    if value == AUTO:
+        slow = set(cpu["efficient"])
+        cores = [core for core in cpu["siblings"] if not slow & set(core)] or cpu["siblings"]
+        # Interrupts land on the first one unless somebody moved them.
+        spared = cores[1:] if len(cores) >= SPARE else cores
+        return spoken(each for core in spared for each in core)
+    text = str(value)
+    if not _LIST.fullmatch(text) or not set(parse_list(text)) <= set(there):
+        raise _odd("cpuset_cpus", value, f"it is {AUTO}, or some of {spoken(there)}")
+    return spoken(parse_list(text))
+
+
+def spoken(cpus: Iterable[int]) -> str:
+    """Return a list as the kernel writes it, such as ``0-2,5``."""
+    parts: list[list[int]] = []
+    for each in sorted(set(cpus)):
+        if parts and parts[-1][-1] == each - 1:
+            parts[-1].append(each)
+        else:
+            parts.append([each])
+    return ",".join(f"{part[0]}-{part[-1]}" if part[1:] else str(part[0]) for part in parts)
+
+
+def _number(
+    wish: Mapping[str, Any], key: str, least: int, most: int, kind: type[int | float] = int
+) -> int | float:
+    try:
+        number = kind(wish[key])
+    except (TypeError, ValueError):
+        number = least - 1
+    if not least <= number <= most:
+        what = "a number" if kind is float else "a whole number"
+        raise _odd(key, wish[key], f"it is {what} from {least} to {most}")
+    return number
+
+
+def _weight(wish: Mapping[str, Any]) -> int | float:
+    if str(wish["blkio_weight"]) == "0":
+        return 0
+    return _number(wish, "blkio_weight", 10, 1000)
+
+
+def _ulimits(wish: Mapping[str, Any]) -> dict[str, int]:
+    given = wish["ulimits"]
+    numbers = isinstance(given, Mapping) and all(
+        re.fullmatch("[a-z]+", str(name)) and re.fullmatch(r"\d+|-1", str(value))
+        for name, value in given.items()
+    )
+    if not numbers:
+        raise _odd("ulimits", given, "it is a dictionary such as {nofile: 4096}")
+    return {str(name): int(value) for name, value in given.items()}
+
+
+def _choice(wish: Mapping[str, Any], key: str, allowed: Iterable[str]) -> str:
+    if wish[key] not in allowed:
+        raise _odd(key, wish[key], f"it is one of {', '.join(allowed)}")
+    return str(wish[key])
+
+
+def _odd(key: str, value: Any, remedy: str) -> AnsibleFilterError:
+    return AnsibleFilterError(
+        f"{VARIABLE}.{key}={value}: {remedy}. Nothing of the assistant was changed."
+    )
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"assistant_limits": assistant_limits}

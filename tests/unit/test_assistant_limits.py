@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What the container may have of a machine, and whether the kernel holds it to that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.filter.assistant import assistant_limits, spoken
+from ansible_collections.nas.assistant.plugins.modules.container_limits import differences
+
+ROLE = Path(__file__).parents[2] / "roles/assistant"
+DEFAULTS = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__assistant_resources_defaults"]
+GIB = 1 << 30
+
+
+def machine(
+    siblings: list[list[int]], efficient: tuple[int, ...] = (), total: int = 8 * GIB
+) -> dict[str, Any]:
+    cpus = sum(map(len, siblings))
+    return {
+        "cpu": {"siblings": siblings, "efficient": efficient, "count": cpus},
+        "memory": {"total": total},
+    }
+
+
+DUAL = machine([[0], [1]])
+QUAD = machine([[0], [1], [2], [3]])
+THREADS = machine([[0, 4], [1, 5], [2, 6], [3, 7]])
+HYBRID = machine([[0, 1], [2, 3], *([each] for each in range(4, 12))], tuple(range(4, 12)))
+BIG_LITTLE = machine([[each] for each in range(8)], (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "wish", "value"),
+    [
+        (DUAL, "auto", "0-1"),
+        (QUAD, "auto", "1-3"),
+        (THREADS, "auto", "1-3,5-7"),
+        # Two fast cores of four threads: none to spare.
+        (HYBRID, "auto", "0-3"),
+        (BIG_LITTLE, "auto", "5-7"),
+        (QUAD, "0,2-3", "0,2-3"),
+        (QUAD, "3", "3"),
+        (QUAD, 3, "3"),
+    ],
+)
+def test_cpus(cpus: dict[str, Any], wish: object, value: str) -> None:
+    assert assistant_limits({**DEFAULTS, "cpuset_cpus": wish}, cpus)["cpuset_cpus"] == value
+
+
+@pytest.mark.parametrize(
+    ("cpus", "text"), [([], ""), ([3], "3"), ([2, 0, 1, 5], "0-2,5"), ([1, 3, 4], "1,3-4")]
+)
+def test_spoken(cpus: list[int], text: str) -> None:
+    assert spoken(cpus) == text
+
+
+def test_memory_is_shared() -> None:
+    made = assistant_limits(DEFAULTS, machine([[0]], total=4 * GIB - 200 * 4096))
+    # Three fifths in whole MiB, three quarters of those in whole pages, and a page for no swap.
+    assert made["memory"] == 2457 << 20
+    assert made["memory_reservation"] == (2457 << 20) * 3 // 4 // 4096 * 4096
+    assert made["memory_swap"] == made["memory"] + 4096
+    given = {"memory": "3g", "memory_reservation": "1g", "swap": "512m"}
+    made = assistant_limits({**DEFAULTS, **given}, QUAD)
+    assert (made["memory"], made["memory_reservation"]) == (3 * GIB, GIB)
+    assert made["memory_swap"] == 3 * GIB + (512 << 20)
+    assert made["ulimits"] == ["core:0:0", "nofile:4096:4096"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "reason"),
+    [
+        ({"memory": "2x"}, "memory=2x: it is a whole number with m or g such as 2g, or auto"),
+        ({"memory": "0m"}, "memory=0m: it is"),
+        ({"memory": "1g", "memory_reservation": "2g"}, "memory_reservation=2g: it is above memory"),
+        ({"swap": "much"}, "swap=much: it is a whole number with m or g such as 2g, or none"),
+        ({"cpuset_cpus": "0-4"}, "cpuset_cpus=0-4: it is auto, or some of 0-3"),
+        ({"cpuset_cpus": "1;2"}, "cpuset_cpus=1;2: it is auto"),
+        ({"cpus": 5}, "cpus=5: it is a number from 0 to 4"),
+        ({"cpus": "two"}, "cpus=two: it is a number"),
+        ({"cpu_shares": 1}, "cpu_shares=1: it is a whole number from 2 to 262144"),
+        ({"pids": 8}, "pids=8: it is a whole number from 32"),
+        ({"oom_score_adj": -5}, "oom_score_adj=-5: it is a whole number from 0 to 1000"),
+        ({"io_priority": 8}, "io_priority=8: it is a whole number from 0 to 7"),
+        ({"blkio_weight": 5}, "blkio_weight=5: it is a whole number from 10 to 1000"),
+        ({"ulimits": ["nofile"]}, "ulimits=.* it is a dictionary such as"),
+        ({"ulimits": {"nofile": "x"}}, "ulimits=.* it is a dictionary such as"),
+        ({"restart_policy": "never"}, "restart_policy=never: it is one of no, always"),
+    ],
+)
+def test_what_is_refused(wish: dict[str, Any], reason: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=f"assistant_resources.{reason}"):
+        assistant_limits({**DEFAULTS, **wish}, QUAD)
+
+
+def in_force(version: int) -> dict[str, Any]:
+    """What a kernel says that holds to the defaults."""
+    made = assistant_limits(DEFAULTS, QUAD)
+    return {
+        "version": version,
+        "memory": made["memory"],
+        "memory_reservation": made["memory_reservation"],
+        "swap": 4096,
+        "cpus": None,
+        "cpuset": "1-3",
+        "cpu_weight": 1024 if version == 1 else 39,
+        "pids": 256,
+        "oom_score_adj": 300,
+        "io_weight": None,
+        "io_priority": 2,
+        "ulimits": {"nofile": 4096, "core": 0},
+    }
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_all_is_in_force(version: int) -> None:
+    assert differences(assistant_limits(DEFAULTS, QUAD), in_force(version)) == []
+    none = {**in_force(version), "swap": None}
+    assert differences(assistant_limits(DEFAULTS, QUAD), none) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "found", "said"),
+    [
+        # Raspberry Pi OS.
+        ({}, {"memory": None}, "memory: asked for was 5153751040, in force is None"),
+        ({}, {"cpuset": "0-3"}, "cpuset: asked for was 1-3, in force is 0-3"),
+        ({"cpus": 1.5}, {}, "cpus: asked for was 1.5, in force is None"),
+        ({"swap": "1g"}, {"swap": None}, "swap: asked for was 1073741824, in force is None"),
+        ({}, {"cpu_weight": 512}, "cpu_weight: asked for was 1024, in force is 512"),
+        ({}, {"io_priority": None}, "io_priority: asked for was 2, in force is None"),
+        (
+            {},
+            {"ulimits": {"nofile": 1024}},
+            "ulimits.nofile: asked for was 4096, in force is 1024",
+        ),
+        ({"blkio_weight": 500}, {}, "blkio_weight: asked for was 500, this kernel has none"),
+    ],
+)
+def test_what_is_not_in_force(wish: dict[str, Any], found: dict[str, Any], said: str) -> None:
+    asked = assistant_limits({**DEFAULTS, **wish}, QUAD)
+    assert differences(asked, {**in_force(1), **found}) == [said]
