@@ -16,8 +16,9 @@ AUTO = "auto"
 MIB = 1 << 20
 # Of the memory, the rest is the NAS's: the same share that preflight counts with.
 SHARE = 0.6
-# Of the container's memory, what the kernel takes from others first: the model is in it.
-RESERVED = 0.75
+# In steps, since the memory that a kernel shows differs a little from one to the next, and other
+# limits make another container.
+STEP = 64 * MIB
 # From so many cores on, one is the NAS's: a token is bound by memory, and three cores exhaust that
 # of a small machine nearly as four do.
 SPARE = 4
@@ -30,9 +31,9 @@ RESTART = ("no", "always", "on-failure", "unless-stopped")
 def assistant_limits(wish: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
     """Return the limits with all that is left to the machine worked out.
 
-    ``memory``, ``memory_reservation`` and ``memory_swap`` (memory and swap together) in bytes;
-    ``cpuset_cpus`` a list such as ``1-3``; ``ulimits`` as Docker takes them; the others as they
-    were given.
+    In bytes ``memory``, ``memory_reservation`` (0 for none) and ``memory_swap`` (memory and swap
+    together); ``cpuset_cpus`` a list such as ``1-3``; ``ulimits`` as Docker takes them; the others
+    as they were given.
 
     :param wish: ``assistant_resources`` with all of its keys.
     :param machine: ``cpu`` and ``memory`` of ``nas.assistant.nas_info``.
@@ -40,10 +41,10 @@ def assistant_limits(wish: Mapping[str, Any], machine: Mapping[str, Any]) -> dic
     """
     cpu = machine["cpu"]
     memory = _memory(wish, int(machine["memory"]["total"]))
-    reserved = _size("memory_reservation", wish["memory_reservation"], int(memory * RESERVED))
+    reserved = _or_none(wish, "memory_reservation")
     if reserved > memory:
         raise _odd("memory_reservation", wish["memory_reservation"], "it is above memory")
-    swap = 0 if wish["swap"] in ("none", 0, "0") else _size("swap", wish["swap"], 0)
+    swap = _or_none(wish, "swap")
     return {
         **wish,
         "memory": memory,
@@ -53,29 +54,31 @@ def assistant_limits(wish: Mapping[str, Any], machine: Mapping[str, Any]) -> dic
         "memory_swap": memory + (swap or PAGE),
         "cpus": _number(wish, "cpus", 0, cpu["count"], float),
         "cpuset_cpus": _cpuset(wish["cpuset_cpus"], cpu),
-        "cpu_shares": _number(wish, "cpu_shares", 2, 262144),
+        "cpu_shares": _number_or_0(wish, "cpu_shares", 2, 262144),
         "pids": _number(wish, "pids", 32, 4194304),
         "oom_score_adj": _number(wish, "oom_score_adj", 0, 1000),
         "io_priority": _number(wish, "io_priority", 0, 7),
-        "blkio_weight": _weight(wish),
+        "blkio_weight": _number_or_0(wish, "blkio_weight", 10, 1000),
         "ulimits": [f"{name}:{value}:{value}" for name, value in sorted(_ulimits(wish).items())],
         "restart_policy": _choice(wish, "restart_policy", RESTART),
     }
 
 
 def _memory(wish: Mapping[str, Any], total: int) -> int:
-    share = int(total * SHARE) // MIB * MIB
-    return _size("memory", wish["memory"], share)
+    if wish["memory"] == AUTO:
+        return int(total * SHARE) // STEP * STEP
+    return _size("memory", wish["memory"], AUTO)
 
 
-def _size(key: str, value: Any, automatic: int) -> int:
-    """Return bytes of a size; ``automatic`` ones are whole pages."""
-    if value == AUTO and automatic:
-        return automatic // PAGE * PAGE
+def _or_none(wish: Mapping[str, Any], key: str) -> int:
+    return 0 if wish[key] in ("none", 0, "0") else _size(key, wish[key], "none")
+
+
+def _size(key: str, value: Any, otherwise: str) -> int:
+    """Return the bytes of a size; ``otherwise`` is the word that may stand in its place."""
     matched = _SIZE.fullmatch(str(value))
     if not matched:
-        extra = f", or {AUTO}" if automatic else ", or none"
-        raise _odd(key, value, f"it is a whole number with m or g such as 2g{extra}")
+        raise _odd(key, value, f"it is a whole number with m or g such as 2g, or {otherwise}")
     return int(matched[1]) * (MIB if matched[2] in "mM" else MIB << 10)
 
 
@@ -85,8 +88,9 @@ def _cpuset(value: Any, cpu: Mapping[str, Any]) -> str:
     if value == AUTO:
         slow = set(cpu["efficient"])
         cores = [core for core in cpu["siblings"] if not slow & set(core)] or cpu["siblings"]
-        # Interrupts land on the first one unless somebody moved them.
-        spared = cores[1:] if len(cores) >= SPARE else cores
+        # Interrupts land on the first one unless somebody moved them. Slow ones are the NAS's.
+        spare = len(cores) >= SPARE and len(cores) == len(cpu["siblings"])
+        spared = cores[1:] if spare else cores
         return spoken(each for core in spared for each in core)
     text = str(value)
     if not _LIST.fullmatch(text) or not set(parse_list(text)) <= set(there):
@@ -118,10 +122,8 @@ def _number(
     return number
 
 
-def _weight(wish: Mapping[str, Any]) -> int | float:
-    if str(wish["blkio_weight"]) == "0":
-        return 0
-    return _number(wish, "blkio_weight", 10, 1000)
+def _number_or_0(wish: Mapping[str, Any], key: str, least: int, most: int) -> int | float:
+    return 0 if str(wish[key]) == "0" else _number(wish, key, least, most)
 
 
 def _ulimits(wish: Mapping[str, Any]) -> dict[str, int]:

@@ -44,7 +44,7 @@ class Cpu:
     :param bits: of programs: 32 on a 64-bit kernel that runs a 32-bit system.
     :param count: CPUs of the kernel, threads of one core counted apart.
     :param efficient: those among them that are slower than the others, as of big.LITTLE.
-    :param siblings: CPUs that share a core, by core.
+    :param siblings: CPUs that share a core, by core; of those that are there.
     :param features: what speeds the engine up. ``crypto``: what speeds encryption up.
     """
 
@@ -104,8 +104,13 @@ def read(root: str = "/") -> Cpu:
         model, flags = parse_cpuinfo(stream.read())
     folder = os.path.join(root, "sys/devices/system/cpu")
     online = parse_list(sysfs.text(folder, "online"))
+    # A container of LXC is shown the siblings of its host's CPUs, also those that it does not have.
     shared = {
-        parse_list(sysfs.text(folder, f"cpu{each}/topology/thread_siblings_list"))
+        tuple(
+            cpu
+            for cpu in parse_list(sysfs.text(folder, f"cpu{each}/topology/thread_siblings_list"))
+            if cpu in online
+        )
         for each in online
     }
     siblings = sorted(shared - {()})

@@ -27,16 +27,20 @@ Description=Swap of the NAS in compressed memory
 [Service]
 Type=oneshot
 RemainAfterExit=yes
+# What is in it has to find room in memory again.
+TimeoutStopSec=10min
 RuntimeDirectory=nas-zram
 RuntimeDirectoryMode=0700
+RuntimeDirectoryPreserve=yes
+WorkingDirectory=/run/nas-zram
 ExecStartPre=-/sbin/modprobe --quiet zram
 # A kernel without zstd has its own choice.
 ExecStart=/bin/sh -ec 'zramctl --find --size {size} --algorithm zstd >device || \\
     zramctl --find --size {size} >device; read -r device <device; \\
     mkswap "$$device" >/dev/null; swapon --priority 100 "$$device"'
+ExecStop=/bin/sh -ec 'read -r device <device; swapoff "$$device"'
 ExecStopPost=/bin/sh -c 'read -r device <device || exit 0; \\
-    swapoff "$$device"; zramctl --reset "$$device"'
-WorkingDirectory=/run/nas-zram
+    grep -q "^$$device " /proc/swaps || {{ zramctl --reset "$$device"; rm device; }}'
 
 [Install]
 WantedBy=multi-user.target
@@ -46,6 +50,8 @@ Description=Swap of the NAS in {path}
 
 [Swap]
 What={path}
+# A disk that turns takes minutes to give it back.
+TimeoutSec=10min
 
 [Install]
 WantedBy=swap.target
@@ -135,7 +141,7 @@ def has_zram() -> bool:
 
 
 def refuse_place(path: str, size: int) -> None:
-    """Look at the place of a file that is to be made.
+    """Look at the place of a file that is to be made. A draft of a run that was cut off goes first.
 
     :raises SwapError: it cannot be made there.
     """
@@ -145,6 +151,8 @@ def refuse_place(path: str, size: int) -> None:
         there = os.path.dirname(there)
     status = os.statvfs(there)
     free = status.f_bavail * status.f_frsize
+    if os.path.isfile(draft_of(path)):
+        free += os.stat(draft_of(path)).st_blocks * 512
     if free < size + _LEFT:
         raise SwapError(
             f"path={path}: a file of {size / (1 << 30):.1f} GiB would leave less than "

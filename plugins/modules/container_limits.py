@@ -13,7 +13,8 @@ description:
   - Docker says what it was asked for, also where the kernel ignores it, as Raspberry Pi OS does
     with memory. Here the container itself reads its control group and its first process, by the
     image's command C(limits).
-  - Fails where something that was asked for is not in force.
+  - Fails where something that was asked for is not in force. An image that has no such command is
+    warned of.
 author:
   - The nas.assistant contributors
 extends_documentation_fragment: [nas.assistant.looks_only]
@@ -39,7 +40,7 @@ RETURN = r"""
 found:
   description: What is in force, as the image's command C(limits) says it.
   type: dict
-  returned: success, unless in check mode the container does not run
+  returned: success, unless the image cannot say it, or in check mode the container does not run
 """
 
 import json
@@ -61,7 +62,6 @@ def differences(wish: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each limit that is not in force."""
     expected = {
         "memory": int(wish["memory"]),
-        "memory_reservation": int(wish["memory_reservation"]),
         "swap": int(wish["memory_swap"]) - int(wish["memory"]),
         "cpus": float(wish["cpus"]) or None,
         "cpuset": wish["cpuset_cpus"],
@@ -69,8 +69,10 @@ def differences(wish: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
         "oom_score_adj": int(wish["oom_score_adj"]),
         "io_priority": int(wish["io_priority"]),
     }
-    if found["version"] == 1:
-        # Under version 2, each runtime has a formula of its own.
+    if int(wish["memory_reservation"]):
+        expected["memory_reservation"] = int(wish["memory_reservation"])
+    # Under version 2, each runtime has a formula of its own.
+    if found["version"] == 1 and int(wish["cpu_shares"]):
         expected["cpu_weight"] = int(wish["cpu_shares"])
     odd = [
         f"{name}: asked for was {value}, in force is {found[name]}"
@@ -120,6 +122,9 @@ def main() -> None:
         found = read(container)
     except DockerError as error:
         if module.check_mode:  # it would be made
+            module.exit_json(changed=False)
+        if "invalid choice" in str(error) or "No module named" in str(error):
+            module.warn(f"{container}: its image cannot say what the kernel holds it to")
             module.exit_json(changed=False)
         module.fail_json(msg=str(error))
     odd = [] if module.check_mode else differences(module.params["limits"], found)

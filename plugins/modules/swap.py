@@ -76,6 +76,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._swap import Swap, S
 from ansible_collections.nas.assistant.plugins.module_utils._systemd import (
     SystemdError,
     carry_out,
+    loaded_at,
+    newer_than,
     plan,
     plan_off,
     show,
@@ -128,6 +130,12 @@ def refuse(wish: Swap, have: dict[str, Swap], fresh: bool) -> None:
             f"path={wish.path}: it is there, and not made by this module. Move it away, or take "
             "another path"
         )
+    folder = os.path.dirname(wish.path)
+    if os.path.realpath(folder) != folder:
+        raise SwapError(
+            f"path={wish.path}: {folder} is a link, and systemd knows swap by its real path. Take "
+            f"{os.path.realpath(folder)}/{os.path.basename(wish.path)}"
+        )
     if fresh:
         swap.refuse_place(wish.path, wish.size)
 
@@ -140,7 +148,7 @@ def bring(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         refuse(wish, have, fresh)
     name = swap.unit(wish) if wish else ""
     gone = {unit: each for unit, each in have.items() if unit != name}
-    again = fresh or bool(wish and not swap.is_written(wish, name))
+    again = fresh or bool(wish and (not swap.is_written(wish, name) or _is_outdated(name)))
     changed = bool(gone or again or (wish and _verbs(name)))
     if changed and not check_mode:
         _change(wish, name, gone, fresh, again)
@@ -167,14 +175,14 @@ def _change(wish: Swap | None, name: str, gone: dict[str, Swap], fresh: bool, ag
     if wish and fresh:
         swap.make(wish.path, wish.size)
     for unit, each in gone.items():
-        _off(unit)
+        _off(unit, each)
         if each.path:
             swap.remove(each.path)
         os.unlink(os.path.join(swap.UNITS, unit))
     if gone:
         systemctl("daemon-reload")
     if wish and again:
-        _off(name)
+        _off(name, wish)
     if wish and fresh:
         swap.put(wish.path)
     if wish:
@@ -185,8 +193,26 @@ def _verbs(unit: str) -> list[str]:
     return list(plan(show([unit])[unit], [], "restart"))
 
 
-def _off(unit: str) -> None:
+def _is_outdated(unit: str) -> bool:
+    """Whether it came into use before its file was written, by a run that was cut off then."""
+    found = show([unit])[unit]
+    newer = newer_than([os.path.join(swap.UNITS, unit)], loaded_at(found, ""))
+    return found["ActiveState"] == "active" and bool(newer)
+
+
+def _off(unit: str, each: Swap) -> None:
+    """Have it out of use; whatever systemd says, the kernel is asked."""
     carry_out(unit, plan_off(show([unit])[unit]), "")
+    used = [
+        path
+        for path in swap.in_use()
+        if (path == each.path if each.path else os.path.basename(path).startswith("zram"))
+    ]
+    if used:
+        raise SwapError(
+            f"{used[0]} cannot go: what is in it finds no room in memory. End some programs, or "
+            "restart the NAS, and run this again"
+        )
 
 
 def _spoken(each: Swap) -> str:

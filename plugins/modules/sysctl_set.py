@@ -44,8 +44,8 @@ options:
     choices: [present, absent]
     default: present
   strict:
-    description: Fails, before anything changes, when the kernel lacks a parameter, or a later file
-      has another value.
+    description: Fails when the kernel lacks a parameter or does not take it, or a later file has
+      another value. All is as it was before, then.
     type: bool
     default: false
 attributes:
@@ -81,6 +81,7 @@ refused:
   returned: always
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -175,13 +176,18 @@ def at_least(wanted: str, base: str) -> str:
 
 
 def plan(
-    wanted: Mapping[str, str], minimums: Collection[str], old: Set, kernel: Mapping[str, str]
+    wanted: Mapping[str, str],
+    minimums: Collection[str],
+    old: Set,
+    kernel: Mapping[str, str],
+    earlier: Mapping[str, tuple[str, str]],
 ) -> Set:
     """Return what the file should say.
 
     :param minimums: names that are left out where the kernel has as much without this file.
     :param old: what the file says now.
     :param kernel: the values in force, also of the partners.
+    :param earlier: what files say that are read before it, as ``others`` gives it.
     """
     values: dict[str, str] = {}
     before: dict[str, str] = {}
@@ -191,6 +197,8 @@ def plan(
             # What is not from this file is somebody else's, and may have been raised since.
             ours = name in old.before and kernel[name] == old.values.get(name)
             base = old.before[name] if ours else kernel[name]
+            # Such a file would be overruled at the next boot.
+            base = at_least(base, earlier.get(proc_path(name, ""), (base, ""))[0])
             value = at_least(value, base)
             if value == base:
                 continue
@@ -204,15 +212,21 @@ def plan(
     return Set(values, before)
 
 
-def returning(old: Set, new: Set, others: Collection[str]) -> dict[str, str]:
-    """Return the values that go back to what they were, since the file no longer has them.
+def returning(
+    old: Set, new: Set, kernel: Mapping[str, str], elsewhere: Mapping[str, tuple[str, str]]
+) -> dict[str, str]:
+    """Return the values that go back to what they were, since the file no longer has them. One that
+    is no longer as the file says is somebody else's by now.
 
-    :param others: names that somebody else decides on by now.
+    :param elsewhere: what other files say, which comes before what was noted.
     """
     kept = {noted_name(name, old.before) for name in new.values}
-    return {
-        name: value for name, value in old.before.items() if name not in kept and name not in others
-    }
+    found = {}
+    for noted, value in old.before.items():
+        name = noted if noted in old.values else PARTNER.get(noted, noted)
+        if noted not in kept and kernel.get(name) == old.values.get(name):
+            found[noted] = elsewhere.get(proc_path(noted, ""), (value, ""))[0]
+    return found
 
 
 def parse_file(text: str) -> dict[str, str]:
@@ -230,31 +244,36 @@ def parse_file(text: str) -> dict[str, str]:
     return found
 
 
-def later(path: str, folders: Sequence[str] = FOLDERS) -> dict[str, tuple[str, str]]:
-    """Return what files say that are read after ``path``, each with the file, by the parameter's
-    path below ``/proc/sys``."""
+def others(
+    path: str, folders: Sequence[str] = FOLDERS
+) -> tuple[dict[str, tuple[str, str]], dict[str, tuple[str, str]]]:
+    """Return what files say that are read before and after ``path``: the value and the file, by the
+    parameter's path below ``/proc/sys``."""
     files: dict[str, str] = {}
     for folder in folders:
         for file in glob.glob(os.path.join(folder, "*.conf")):
             files.setdefault(os.path.basename(file), file)
-    found = {}
+    before: dict[str, tuple[str, str]] = {}
+    after: dict[str, tuple[str, str]] = {}
     for name, file in sorted(files.items()):
-        if name > os.path.basename(path) and os.path.isfile(file):
+        if name != os.path.basename(path) and os.path.isfile(file):
+            into = after if name > os.path.basename(path) else before
             with open(file, encoding="utf-8", errors="replace") as stream:
                 for parameter, value in parse_file(stream.read()).items():
-                    found[parameter] = (value, file)
-    return found
+                    into[parameter] = (value, file)
+    return before, after
 
 
-def left(wanted: Mapping[str, str], others: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """Return the parameters that other files decide on, each with a sentence.
-
-    :param others: as ``later`` gives them.
-    """
+def left(wanted: Mapping[str, str], later: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Return the parameters that files decide on which are read later, each with a sentence."""
     found = {}
     for name, value in wanted.items():
-        other, file = others.get(proc_path(name, ""), (value, ""))
-        if other != value:
+        other, file = later.get(proc_path(name, ""), (value, ""))
+        partner = PARTNER.get(name, "")
+        if partner and not file:
+            other, file = later.get(proc_path(partner, ""), (value, ""))
+            other = f"{partner} = {other}"
+        if file and other != value:
             found[name] = f"{name}: left to {file}, which is read later and says {other}"
     return found
 
@@ -320,14 +339,14 @@ def run(module: AnsibleModule) -> dict[str, object]:
     names = {*wanted, *old.before}
     kernel = read(sorted({*names, *(PARTNER[name] for name in names if name in PARTNER)}))
     refused = {name: why for name, why in kernel.refused.items() if name in names}
-    others = left(wanted, later(path))
-    refused.update(others)
+    earlier, later = others(path)
+    decided = left(wanted, later)
+    refused.update(decided)
     if module.params["strict"] and refused:
-        raise SysctlError(f"{'; '.join(refused.values())}. Nothing was changed")
-    wanted = {name: value for name, value in wanted.items() if name not in others}
-    new = plan(wanted, minimums, old, kernel.values)
-    raised = {name for name in minimums if kernel.values.get(name) != old.values.get(name)}
-    target = {**new.values, **returning(old, new, {*raised, *others})}
+        raise SysctlError(f"{'; '.join(refused.values())}. No parameter was changed")
+    wanted = {name: value for name, value in wanted.items() if name not in decided}
+    new = plan(wanted, minimums, old, kernel.values, earlier)
+    target = {**new.values, **returning(old, new, kernel.values, {**earlier, **later})}
     differ = {
         name: value for name, value in target.items() if kernel.values.get(name, value) != value
     }
@@ -343,6 +362,9 @@ def run(module: AnsibleModule) -> dict[str, object]:
                 refused[name] = reason
             else:
                 changes[name] = [kernel.values[name], value]
+        if module.params["strict"] and refused:
+            _undo(path, text, changes)
+            raise SysctlError(f"{'; '.join(refused.values())}. All is as it was before")
         if text_new != text and absent:
             os.unlink(path)
     else:
@@ -361,6 +383,16 @@ def run(module: AnsibleModule) -> dict[str, object]:
         "refused": sorted(refused.values()),
         "diff": shown,
     }
+
+
+def _undo(path: str, text: str, changes: Mapping[str, Sequence[str]]) -> None:
+    for name, (was, _) in changes.items():
+        write(name, was)
+    if text:
+        replace(path, text.encode(), 0, 0, 0o644)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ Max open files            65536                65536                files
 Max locked memory         8388608              8388608              bytes
 """
 PROCESS = {
+    "proc/self/cgroup": "0::/\n",
     "proc/1/oom_score_adj": "300\n",
     "proc/1/limits": LIMITS,
     "proc/self/status": "Name:\tpython\nCpus_allowed:\te\nCpus_allowed_list:\t1-3\n",
@@ -35,7 +36,7 @@ V2 = {
     "sys/fs/cgroup/cpu.max": "150000 100000\n",
     "sys/fs/cgroup/cpu.weight": "39\n",
     "sys/fs/cgroup/pids.max": "256\n",
-    "sys/fs/cgroup/io.bfq.weight": "default 100\n",
+    "sys/fs/cgroup/io.bfq.weight": "default 100\n8:16 200\n",
 }
 V1 = {
     "sys/fs/cgroup/memory/memory.limit_in_bytes": "2147483648\n",
@@ -46,6 +47,7 @@ V1 = {
     "sys/fs/cgroup/cpu/cpu.shares": "1024\n",
     "sys/fs/cgroup/pids/pids.max": "256\n",
     "sys/fs/cgroup/blkio/blkio.bfq.weight": "100\n",
+    "proc/self/cgroup": "4:memory:/a/b\n3:cpu:/a/b\n2:pids:/a/b\n1:blkio:/a/b\n",
 }
 
 
@@ -59,6 +61,18 @@ def test_all_that_there_is(
     assert (found.cpus, found.cpuset, found.pids, found.io_weight) == (1.5, "1-3", 256, 100)
     assert found.oom_score_adj == 300
     assert found.ulimits == {"core": 0, "nproc": None, "nofile": 65536, "memlock": 8388608}
+
+
+def test_a_group_below_that_of_the_host(tmp_path: Path) -> None:
+    """As with Docker's cgroupns mode ``host``."""
+    inner = {name.replace("sys/fs/cgroup/", "sys/fs/cgroup/a.scope/"): V2[name] for name in V2}
+    top = {
+        "proc/self/cgroup": "0::/a.scope\n",
+        "sys/fs/cgroup/cgroup.controllers": "memory\n",
+        "sys/fs/cgroup/pids.max": "9\n",
+    }
+    found = read(make_tree(tmp_path, PROCESS | inner | top))
+    assert (found.version, found.memory, found.pids) == (2, 2 << 30, 256)
 
 
 def test_nothing_is_limited(tmp_path: Path) -> None:

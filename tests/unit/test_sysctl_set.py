@@ -13,9 +13,9 @@ from ansible_collections.nas.assistant.plugins.modules.sysctl_set import (
     SysctlError,
     at_least,
     checked,
-    later,
     left,
     normal,
+    others,
     parse_file,
     plan,
     proc_path,
@@ -113,17 +113,28 @@ def test_plan(
     wanted: dict[str, str], minimums: list[str], old: Set, kernel: dict[str, str],
     values: dict[str, str], before: dict[str, str],
 ) -> None:  # fmt: skip
-    planned = plan(wanted, minimums, old, kernel)
+    planned = plan(wanted, minimums, old, kernel, {})
     assert planned == Set(values, before)
     assert Set.parse(planned.render()) == planned
 
 
+def test_a_limit_that_an_earlier_file_has_is_not_lowered_at_boot() -> None:
+    """The file came after ours was written: the kernel still has ours."""
+    old, earlier = Set({LIMIT: "5"}, {LIMIT: "3"}), {"fs/limit": ("9", "/etc/sysctl.d/10-x.conf")}
+    new = plan({LIMIT: "5"}, [LIMIT], old, {LIMIT: "5"}, earlier)
+    assert new == NOTHING
+    assert returning(old, new, {LIMIT: "5"}, earlier) == {LIMIT: "9"}
+
+
 def test_what_goes_back() -> None:
     old = Set({"a.b": "1", RATIO: "10", LIMIT: "5"}, {"a.b": "0", BYTES: "99", LIMIT: "3"})
-    assert returning(old, NOTHING, ()) == {"a.b": "0", BYTES: "99", LIMIT: "3"}
-    assert returning(old, NOTHING, {LIMIT}) == {"a.b": "0", BYTES: "99"}
+    kernel = dict(old.values)
+    assert returning(old, NOTHING, kernel, {}) == {"a.b": "0", BYTES: "99", LIMIT: "3"}
+    # Somebody has set it to something else since.
+    assert returning(old, NOTHING, {**kernel, LIMIT: "7"}, {}) == {"a.b": "0", BYTES: "99"}
+    assert returning(old, NOTHING, {**kernel, RATIO: "0"}, {}) == {"a.b": "0", LIMIT: "3"}
     kept = Set({RATIO: "10", "a.b": "2"}, {BYTES: "99", "a.b": "0"})
-    assert returning(old, kept, ()) == {LIMIT: "3"}
+    assert returning(old, kept, kernel, {}) == {LIMIT: "3"}
 
 
 def test_two_that_exclude_each_other() -> None:
@@ -147,12 +158,15 @@ def test_what_is_read_later_decides(tmp_path: Path) -> None:
     (first / "50-ours.conf").write_text("vm.ours = 1\n")
     (second / "60-late.conf").write_text("vm.late = 2\n")
     # It takes the place of the other one by that name.
-    (first / "60-late.conf").write_text("vm.late = 3\nvm.same = 1\n")
-    others = later("/etc/sysctl.d/50-ours.conf", [str(first), str(second)])
-    assert set(others) == {"vm/late", "vm/same"}
-    wanted = {"vm.late": "1", "vm.same": "1", "vm.early": "5", "vm/late": "3"}
-    assert left(wanted, others) == {
-        "vm.late": f"vm.late: left to {first}/60-late.conf, which is read later and says 3"
+    (first / "60-late.conf").write_text("vm.late = 3\nvm.same = 1\nvm.dirty_bytes = 77\n")
+    before, after = others("/etc/sysctl.d/50-ours.conf", [str(first), str(second)])
+    assert set(before) == {"vm/early"}
+    assert set(after) == {"vm/late", "vm/same", "vm/dirty_bytes"}
+    wanted = {"vm.late": "1", "vm.same": "1", "vm.early": "5", "vm/late": "3", RATIO: "10"}
+    says = f"left to {first}/60-late.conf, which is read later and says"
+    assert left(wanted, after) == {
+        "vm.late": f"vm.late: {says} 3",
+        RATIO: f"{RATIO}: {says} {BYTES} = 77",
     }
 
 

@@ -151,7 +151,7 @@ def test_swap_moves_to_a_file_grows_and_goes(lab: Lab) -> None:
     (swap,) = swaps(lab)
     assert swap[0] == SWAP
     assert lab.on(host, "zramctl --noheadings") == ""
-    assert lab.on(host, "sysctl -n vm.swappiness") == "10"
+    assert lab.on(host, "sysctl -n vm.swappiness") == "60"
     assert "changed=0" in kernel(lab, kernel_swap=wish)
     kernel(lab, kernel_swap={**wish, "size": "384M"})
     assert [(row[0], int(row[2]) + 4) for row in swaps(lab)] == [(SWAP, 384 << 10)]

@@ -106,6 +106,24 @@ def test_limits_hold_on_cgroups_v2(lab: Lab) -> None:
     lab.on(host, "systemctl daemon-reload")
     assert lab.on(host, f"cat {scope}/memory.swap.max") == "4096"
     assert lab.on(host, f"cat {scope}/memory.max") == str(1 << 30)
+    # As the container itself sees it; the site has compared all of it already.
+    seen = json.loads(lab.on(host, "docker exec nas-assistant /app/start.sh limits"))
+    assert (seen["version"], seen["memory"], seen["pids"]) == (2, 1 << 30, 256)
+    assert (seen["cpuset"], seen["io_priority"], seen["oom_score_adj"]) == ("0-1", 2, 300)
+
+
+def test_memory_that_runs_out_ends_no_service_of_the_nas(lab: Lab) -> None:
+    """A program takes all that there is: it goes, or the assistant, which comes back."""
+    (host,) = lab.hosts
+    pids = "systemctl show ssh nginx docker --property=MainPID --value | xargs"
+    before = lab.on(host, pids)
+    hog = "python3 -c 'a = [bytearray(b\"x\") * (1 << 24) for _ in iter(int, 1)]'"
+    lab.on(host, f"timeout 240 {hog}; true")
+    assert "oom" in lab.on(host, "journalctl -k -b --no-pager | grep -i oom | tail -n 3")
+    assert lab.on(host, pids) == before
+    with lab.client(host) as client:
+        wait_for(client, "/readyz", 200)
+        check_answer(client)
 
 
 def test_a_second_run_changes_nothing(lab: Lab) -> None:

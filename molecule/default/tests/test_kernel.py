@@ -66,7 +66,7 @@ def test_set_read_back_and_mended(kernel: Playbook, host: Host) -> None:
 @pytest.mark.parametrize(
     ("variables", "reason"),
     [
-        ({"kernel_strict": True}, "this kernel has no such parameter. Nothing was changed"),
+        ({"kernel_strict": True}, "this kernel has no such parameter. No parameter was changed"),
         ({"kernel_sysctl": {"vm.overcommit_memory": 1}}, "Set kernel_overcommit: true if"),
         ({"kernel_sysctl": {"vm/overcommit_memory": 1}}, "write names with dots"),
         ({"kernel_sysctl": {"vm.drop_caches": 3}}, "which is an action and no setting"),

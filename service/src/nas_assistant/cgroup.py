@@ -28,7 +28,7 @@ def read_limits(root: Path = Path("/")) -> Limits:
     """The tightest limits on this process's groups; ``root`` is where proc and sys are."""
     memory: list[int] = []
     cpus: list[float] = []
-    for controllers, folder in _groups(root):
+    for controllers, folder in groups(root):
         if "memory" in controllers:
             for name in ("memory.max", "memory.limit_in_bytes"):
                 value = _number(folder / name)
@@ -65,14 +65,16 @@ def usable_threads(root: Path = Path("/")) -> int:
     return max(1, min(cpus, _MOST_USEFUL_THREADS))
 
 
-def _groups(root: Path) -> Iterator[tuple[frozenset[str], Path]]:
-    """The folders that may limit this process, each with the controllers it stands for."""
+def groups(root: Path) -> Iterator[tuple[frozenset[str], Path]]:
+    """The folders that may limit this process, each with the controllers it stands for; the nearest
+    first.
+    """
     mount = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if number == "0":
-            controllers, base = frozenset(("memory", "cpu")), mount
+            controllers, base = frozenset(("memory", "cpu", "pids", "blkio")), mount
         else:
             controllers = frozenset(names.split(","))
             base = mount / names

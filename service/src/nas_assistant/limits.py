@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nas_assistant.cgroup import groups
+
 _FOLDER = "sys/fs/cgroup"
 # Version 1 writes "no limit" as the largest whole number of pages.
 _NO_LIMIT = 1 << 60
@@ -39,9 +41,16 @@ class Limits:
 
 
 def read(root: Path = Path("/")) -> Limits:
-    """Ask the kernel; ``root`` is where proc and sys are. The group at the top is the own one."""
-    group = root / _FOLDER
-    version = 2 if (group / "cgroup.controllers").exists() else 1
+    """Ask the kernel; ``root`` is where proc and sys are."""
+    version = 2 if (root / _FOLDER / "cgroup.controllers").exists() else 1
+    own: dict[str, Path] = {}
+    for controllers, folder in groups(root):
+        for each in controllers:
+            own.setdefault(each, folder)
+    memory, cpu, pids, disks = (
+        own.get(each, root / _FOLDER / (each if version == 1 else ""))
+        for each in ("memory", "cpu", "pids", "blkio")
+    )
     process = root / "proc/1"
     both = {
         "cpuset": _cpuset(_text(root / "proc/self/status")),
@@ -52,26 +61,26 @@ def read(root: Path = Path("/")) -> Limits:
     if version == 2:
         return Limits(
             version=2,
-            memory=_number(group / "memory.max"),
-            memory_reservation=_number(group / "memory.low"),
-            swap=_number(group / "memory.swap.max"),
-            cpus=_share(_text(group / "cpu.max").split()),
-            cpu_weight=_number(group / "cpu.weight"),
-            pids=_number(group / "pids.max"),
-            io_weight=_first(group, ("io.bfq.weight", "io.weight")),
+            memory=_number(memory / "memory.max"),
+            memory_reservation=_number(memory / "memory.low"),
+            swap=_number(memory / "memory.swap.max"),
+            cpus=_share(_text(cpu / "cpu.max").split()),
+            cpu_weight=_number(cpu / "cpu.weight"),
+            pids=_number(pids / "pids.max"),
+            io_weight=_first(disks, ("io.bfq.weight", "io.weight")),
             **both,  # type: ignore[arg-type]
         )
-    memory = _number(group / "memory/memory.limit_in_bytes")
-    total = _number(group / "memory/memory.memsw.limit_in_bytes")
+    limit = _number(memory / "memory.limit_in_bytes")
+    total = _number(memory / "memory.memsw.limit_in_bytes")
     return Limits(
         version=1,
-        memory=memory,
-        memory_reservation=_number(group / "memory/memory.soft_limit_in_bytes"),
-        swap=total - memory if total is not None and memory is not None else None,
-        cpus=_share([_text(group / f"cpu/cpu.cfs_{name}_us") for name in ("quota", "period")]),
-        cpu_weight=_number(group / "cpu/cpu.shares"),
-        pids=_number(group / "pids/pids.max"),
-        io_weight=_first(group / "blkio", ("blkio.bfq.weight", "blkio.weight")),
+        memory=limit,
+        memory_reservation=_number(memory / "memory.soft_limit_in_bytes"),
+        swap=total - limit if total is not None and limit is not None else None,
+        cpus=_share([_text(cpu / f"cpu.cfs_{name}_us") for name in ("quota", "period")]),
+        cpu_weight=_number(cpu / "cpu.shares"),
+        pids=_number(pids / "pids.max"),
+        io_weight=_first(disks, ("blkio.bfq.weight", "blkio.weight")),
         **both,  # type: ignore[arg-type]
     )
 
@@ -115,11 +124,14 @@ def _share(words: Sequence[str]) -> float | None:
 
 
 def _first(folder: Path, names: Sequence[str]) -> int | None:
-    """Return the number in the first file that there is; of ``default 100``, that."""
+    """Return the number in the first file that there is.
+
+    Of a line such as ``default 100``, which lines for single disks may follow, that one.
+    """
     for name in names:
-        words = _text(folder / name).split()
-        if words:
-            return int(words[-1] if words[0] == "default" and len(words) == 2 else words[0])
+        matched = re.match(r"(?:default )?(\d+)\s*$", _text(folder / name), re.MULTILINE)
+        if matched:
+            return int(matched[1])
     return None
 
 
