@@ -26,7 +26,7 @@ from lab.progress import say, step
 from lab.run import run
 
 _QEMU = "qemu-system-x86_64"
-_MEMORY = "3072"  # MiB
+_MEMORY = "4096"  # MiB; with less, the preflight refuses it
 _ROOT_SIZE = "8G"  # sparse
 _KVM_PATIENCE = 60  # seconds; a boot takes 5 s where KVM works, and some machines hang in it
 _PATIENCE = 400  # seconds; an emulated boot takes 50 s on an idle machine
