@@ -43,6 +43,7 @@ def preflight_findings(
     facts: Mapping[str, Any],
     limits: Mapping[str, Any] | None = None,
     ports: Iterable[int] = (),
+    installed: bool = False,
 ) -> list[Finding]:
     """Return what there is to say of a machine, the worst first.
 
@@ -54,6 +55,8 @@ def preflight_findings(
     :param facts: ``distribution`` and ``distribution_major_version``, as of ``setup``.
     :param limits: those that differ from ``LIMITS``: memory and room in GB, a link in Mbit/s.
     :param ports: TCP ports that the proxy wants.
+    :param installed: whether the assistant is there already: what it takes is taken, so that little
+        room is a warning.
     :raises AnsibleFilterError: a limit is unknown, or is no number.
     """
     allowed = {**LIMITS, **_checked(limits or {})}
@@ -61,7 +64,7 @@ def preflight_findings(
         *_system(machine, facts),
         *_cpu(machine["cpu"]),
         *_memory(machine, allowed),
-        *_rooms(machine["rooms"], allowed),
+        *_rooms(machine["rooms"], allowed, installed),
         *_drives(machine["drives"], machine["rooms"]),
         *_links(machine["nics"], allowed),
         *_ports(machine, list(ports)),
@@ -299,7 +302,9 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
         yield _finding("swap", FIT, shown)
 
 
-def _rooms(rooms: Iterable[Mapping[str, Any]], limits: Mapping[str, float]) -> Iterator[Finding]:
+def _rooms(
+    rooms: Iterable[Mapping[str, Any]], limits: Mapping[str, float], installed: bool
+) -> Iterator[Finding]:
     for room in rooms:
         check = f"room in {room['mount']}"
         value = f"{room['free'] / GIB:.1f} of {room['size'] / GIB:.1f} GiB free"
@@ -319,10 +324,12 @@ def _rooms(rooms: Iterable[Mapping[str, Any]], limits: Mapping[str, float]) -> I
         elif room["free"] < least * GIB:
             yield _finding(
                 check,
-                UNFIT,
+                WARNING if installed else UNFIT,
                 value,
                 f"{least:g} GiB",
-                "what is installed there does not fit",
+                "an update may find no room"
+                if installed
+                else "what is installed there does not fit",
                 "make room"
                 if system
                 else "make room, or give Docker and the models a place on a larger disk "

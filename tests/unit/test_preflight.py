@@ -161,6 +161,15 @@ def test_limits_are_the_owners() -> None:
             preflight.preflight_findings(small, DEBIAN, wrong)
 
 
+def test_what_the_assistant_took_itself_is_no_reason_to_refuse_it() -> None:
+    full = machine(rooms=[room(3), room(1.5, paths=["/"])])
+    found = preflight.preflight_findings(full, DEBIAN, {}, [80, 443], True)
+    assert preflight.preflight_verdict(found) == "fit with warnings"
+    read_only = machine(rooms=[room(100, read_only=True)])
+    found = preflight.preflight_findings(read_only, DEBIAN, {}, [80, 443], True)
+    assert preflight.preflight_verdict(found) == "unfit"
+
+
 def test_the_largest_model_that_fits() -> None:
     catalogue = [
         {"name": "large", "bytes": 2_500_000_000, "bytes_per_token": 147456, "tokens": 16384},

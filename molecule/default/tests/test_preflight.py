@@ -65,6 +65,12 @@ def test_an_unfit_machine_is_refused_with_the_remedy(
     assert report(nas_name)["verdict"] == "unfit"
 
 
+def test_what_the_assistant_took_itself_is_no_reason_to_refuse_it(playbook: Playbook) -> None:
+    done = playbook("preflight", preflight_limits={"free_min": 100000, "free_good": 200000})
+    assert done.returncode == 0, done.stdout
+    assert "an update may find no room" in " ".join(done.stdout.split())
+
+
 def test_wrong_limits_are_refused(playbook: Playbook) -> None:
     done = playbook("preflight", preflight_limits={"memory": 4})
     assert done.returncode != 0
