@@ -11,6 +11,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,21 @@ class Lab:
         done = ssh.as_root(self.folder, host["ssh_host"], command)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+
+def reboot(lab: Lab, patience: float) -> None:
+    """Restart a lab's only NAS, and wait until somebody answers there again."""
+    (host,) = lab.hosts
+    look = "cat /proc/sys/kernel/random/boot_id"
+    booted = before = lab.on(host, look)
+    # The connection may break before the exit code arrives.
+    lab.on(host, "systemd-run --on-active=1 systemctl reboot")
+    deadline = time.monotonic() + patience
+    while booted == before:
+        assert time.monotonic() < deadline, "it did not reboot"
+        time.sleep(1)
+        with contextlib.suppress(AssertionError):  # nobody answers while it boots
+            booted = lab.on(host, look)
 
 
 def run_lab(*arguments: str) -> None:

@@ -4,15 +4,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
 import yaml
-from site_lab import ROOT, Lab, make_inventory, read_lab, run_lab
+from site_lab import ROOT, Lab, make_inventory, read_lab, reboot, run_lab
 
 NAME = f"kernel{os.getpid()}"
 PATIENCE = 600  # seconds
@@ -76,18 +74,9 @@ def refused(lab: Lab, variables: dict[str, object], playbook: str = "kernel") ->
     return " ".join(done.stdout.split())
 
 
-def reboot(lab: Lab) -> None:
-    (host,) = lab.hosts
-    look = "cat /proc/sys/kernel/random/boot_id"
-    booted = first = lab.on(host, look)
-    lab.on(host, "systemd-run --on-active=1 systemctl reboot")
-    deadline = time.monotonic() + PATIENCE
-    while booted == first:
-        assert time.monotonic() < deadline, "it did not reboot"
-        time.sleep(1)
-        with contextlib.suppress(AssertionError):  # nobody answers while it boots
-            booted = lab.on(host, look)
-    lab.on(host, "systemctl is-system-running --wait || true")
+def restart(lab: Lab) -> None:
+    reboot(lab, PATIENCE)
+    lab.on(lab.hosts[0], "systemctl is-system-running --wait || true")
 
 
 def in_force(lab: Lab) -> None:
@@ -137,7 +126,7 @@ def test_all_is_in_force_at_once(lab: Lab, before: str) -> None:
 
 
 def test_and_after_a_reboot(lab: Lab) -> None:
-    reboot(lab)
+    restart(lab)
     in_force(lab)
     (swap,) = swaps(lab)
     assert swap[0].startswith("/dev/zram")
@@ -159,7 +148,7 @@ def test_swap_moves_to_a_file_grows_and_goes(lab: Lab) -> None:
     kernel(lab, kernel_swap=moved)
     assert [row[0] for row in swaps(lab)] == ["/var/lib/other/swap"]
     assert lab.on(host, f"ls {SWAP} 2>&1 || true").endswith("No such file or directory")
-    reboot(lab)
+    restart(lab)
     assert [row[0] for row in swaps(lab)] == ["/var/lib/other/swap"]
     kernel(lab)
     assert swaps(lab) == []
@@ -205,7 +194,7 @@ def test_all_goes_back_and_stays_so(lab: Lab, before: str) -> None:
     kernel(lab, kernel_state="absent", **ZRAM)
     assert lab.on(host, LOOK) == before
     assert "changed=0" in kernel(lab, kernel_state="absent", **ZRAM)
-    reboot(lab)
+    restart(lab)
     lab.on(host, "modprobe nf_conntrack; systemctl restart systemd-sysctl")
     assert lab.on(host, LOOK) == before
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import json
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from site_lab import ROOT, Lab, check_answer, kill, make_inventory, read_lab, run_lab
+from site_lab import ROOT, Lab, check_answer, kill, make_inventory, read_lab, reboot, run_lab
 
 from lab import ssh, vm
 
@@ -125,17 +124,7 @@ def test_a_second_address_is_given(lab: Lab) -> None:
 
 def test_answers_again_after_a_reboot(lab: Lab) -> None:
     (host,) = lab.hosts
-    look = "cat /proc/sys/kernel/random/boot_id"
-    before = lab.on(host, look)
-    # The connection may break before the exit code arrives.
-    lab.on(host, "systemd-run --on-active=1 systemctl reboot")
-    deadline = time.monotonic() + PATIENCE
-    booted = before
-    while booted == before:
-        assert time.monotonic() < deadline, "it did not reboot"
-        time.sleep(1)
-        with contextlib.suppress(AssertionError):  # nobody answers while it boots
-            booted = lab.on(host, look)
+    reboot(lab, PATIENCE)
     with lab.client(host) as client:
         wait_for(client, "/readyz", 200)
         check_answer(client)

@@ -31,11 +31,11 @@ def read_limits(root: Path = Path("/")) -> Limits:
     for controllers, folder in groups(root):
         if "memory" in controllers:
             for name in ("memory.max", "memory.limit_in_bytes"):
-                value = _number(folder / name)
-                if value is not None and value < _NO_LIMIT:
+                value = number(folder / name)
+                if value is not None:
                     memory.append(value)
         if "cpu" in controllers:
-            quota = _quota(folder)
+            quota = quota_of(folder)
             if quota is not None:
                 cpus.append(quota)
     return Limits(min(memory, default=None), min(cpus, default=None))
@@ -43,7 +43,7 @@ def read_limits(root: Path = Path("/")) -> Limits:
 
 def available_memory(root: Path = Path("/")) -> tuple[int, str]:
     """Bytes of memory this process may use, and where that figure is from."""
-    for line in _text(root / "proc/meminfo").splitlines():
+    for line in text(root / "proc/meminfo").splitlines():
         if line.startswith("MemTotal:"):
             total = int(line.split()[1]) * 1024
             break
@@ -70,10 +70,10 @@ def groups(root: Path) -> Iterator[tuple[frozenset[str], Path]]:
     first.
     """
     mount = root / "sys/fs/cgroup"
-    for line in _text(root / "proc/self/cgroup").splitlines():
-        number, _, rest = line.partition(":")
+    for line in text(root / "proc/self/cgroup").splitlines():
+        hierarchy, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
-        if number == "0":
+        if hierarchy == "0":
             controllers, base = frozenset(("memory", "cpu", "pids", "blkio")), mount
         else:
             controllers = frozenset(names.split(","))
@@ -87,26 +87,29 @@ def groups(root: Path) -> Iterator[tuple[frozenset[str], Path]]:
                 yield controllers, folder
 
 
-def _quota(folder: Path) -> float | None:
+def quota_of(folder: Path) -> float | None:
+    """The CPUs that a group may use, as a fraction; None where it may use all."""
     if (folder / "cpu.max").exists():
-        quota, _, period = _text(folder / "cpu.max").strip().partition(" ")
+        quota, _, period = text(folder / "cpu.max").partition(" ")
     else:
         quota, period = (
-            _text(folder / "cpu.cfs_quota_us").strip(),
-            _text(folder / "cpu.cfs_period_us").strip(),
+            text(folder / "cpu.cfs_quota_us"),
+            text(folder / "cpu.cfs_period_us"),
         )
     if not quota.isdigit() or not period.isdigit() or int(period) == 0:
         return None
     return int(quota) / int(period)
 
 
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.isdigit() else None
+def number(path: Path) -> int | None:
+    """What a file says, None where there is none, or it says that there is no limit."""
+    said = text(path)
+    return int(said) if said.isdigit() and int(said) < _NO_LIMIT else None
 
 
-def _text(path: Path) -> str:
+def text(path: Path) -> str:
+    """What a file says, without the blanks around it; empty where it cannot be read."""
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""

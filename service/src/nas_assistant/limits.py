@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nas_assistant.cgroup import groups
+from nas_assistant.cgroup import groups, number, quota_of, text
 
 _FOLDER = "sys/fs/cgroup"
-# Version 1 writes "no limit" as the largest whole number of pages.
-_NO_LIMIT = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -53,44 +51,44 @@ def read(root: Path = Path("/")) -> Limits:
     )
     process = root / "proc/1"
     both = {
-        "cpuset": _cpuset(_text(root / "proc/self/status")),
-        "oom_score_adj": int(_text(process / "oom_score_adj") or 0),
+        "cpuset": _cpuset(text(root / "proc/self/status")),
+        "oom_score_adj": int(text(process / "oom_score_adj") or 0),
         "io_priority": parse_ionice(_ionice()),
-        "ulimits": parse_limits(_text(process / "limits")),
+        "ulimits": parse_limits(text(process / "limits")),
     }
     if version == 2:
         return Limits(
             version=2,
-            memory=_number(memory / "memory.max"),
-            memory_reservation=_number(memory / "memory.low"),
-            swap=_number(memory / "memory.swap.max"),
-            cpus=_share(_text(cpu / "cpu.max").split()),
-            cpu_weight=_number(cpu / "cpu.weight"),
-            pids=_number(pids / "pids.max"),
+            memory=number(memory / "memory.max"),
+            memory_reservation=number(memory / "memory.low"),
+            swap=number(memory / "memory.swap.max"),
+            cpus=quota_of(cpu),
+            cpu_weight=number(cpu / "cpu.weight"),
+            pids=number(pids / "pids.max"),
             io_weight=_first(disks, ("io.bfq.weight", "io.weight")),
             **both,  # type: ignore[arg-type]
         )
-    limit = _number(memory / "memory.limit_in_bytes")
-    total = _number(memory / "memory.memsw.limit_in_bytes")
+    limit = number(memory / "memory.limit_in_bytes")
+    total = number(memory / "memory.memsw.limit_in_bytes")
     return Limits(
         version=1,
         memory=limit,
-        memory_reservation=_number(memory / "memory.soft_limit_in_bytes"),
+        memory_reservation=number(memory / "memory.soft_limit_in_bytes"),
         swap=total - limit if total is not None and limit is not None else None,
-        cpus=_share([_text(cpu / f"cpu.cfs_{name}_us") for name in ("quota", "period")]),
-        cpu_weight=_number(cpu / "cpu.shares"),
-        pids=_number(pids / "pids.max"),
+        cpus=quota_of(cpu),
+        cpu_weight=number(cpu / "cpu.shares"),
+        pids=number(pids / "pids.max"),
         io_weight=_first(disks, ("blkio.bfq.weight", "blkio.weight")),
         **both,  # type: ignore[arg-type]
     )
 
 
-def parse_limits(text: str) -> dict[str, int | None]:
+def parse_limits(table: str) -> dict[str, int | None]:
     """Return the soft limits of ``/proc/PID/limits`` by the names that Docker has for them."""
     names = {"Max open files": "nofile", "Max core file size": "core", "Max processes": "nproc"}
     names["Max locked memory"] = "memlock"
     found: dict[str, int | None] = {}
-    for line in text.splitlines():
+    for line in table.splitlines():
         for long, short in names.items():
             if line.startswith(long):
                 value = line.removeprefix(long).split()[0]
@@ -98,9 +96,9 @@ def parse_limits(text: str) -> dict[str, int | None]:
     return found
 
 
-def parse_ionice(text: str) -> int | None:
+def parse_ionice(said: str) -> int | None:
     """Return the place that was given to the first process; None where it has none of its own."""
-    matched = re.match(r"best-effort: prio (\d)", text)
+    matched = re.match(r"best-effort: prio (\d)", said)
     return int(matched[1]) if matched else None
 
 
@@ -117,31 +115,13 @@ def _cpuset(status: str) -> str:
     return matched[1] if matched else ""
 
 
-def _share(words: Sequence[str]) -> float | None:
-    if len(words) != 2 or not all(word.isdigit() for word in words):
-        return None
-    return int(words[0]) / int(words[1])
-
-
 def _first(folder: Path, names: Sequence[str]) -> int | None:
     """Return the number in the first file that there is.
 
     Of a line such as ``default 100``, which lines for single disks may follow, that one.
     """
     for name in names:
-        matched = re.match(r"(?:default )?(\d+)\s*$", _text(folder / name), re.MULTILINE)
+        matched = re.match(r"(?:default )?(\d+)\s*$", text(folder / name), re.MULTILINE)
         if matched:
             return int(matched[1])
     return None
-
-
-def _number(path: Path) -> int | None:
-    text = _text(path)
-    return int(text) if text.isdigit() and int(text) < _NO_LIMIT else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
