@@ -31,7 +31,8 @@ options:
   values:
     description: Values by path. A path may be a pattern such as
       C(/sys/devices/system/cpu/cpufreq/policy*/scaling_governor). Of a file that lists choices,
-      the value is the one in brackets.
+      the value is the one in brackets. Where the kernel says which of a thing's parts are on, as a
+      number such as C(0x0007), V(y) is all that this machine has, and content with any.
     type: dict
     default: {}
   state:
@@ -149,6 +150,12 @@ def read(path: str) -> str | None:
         return None
 
 
+def same(found: str | None, wanted: str) -> bool:
+    """Whether a value in force is the wanted one."""
+    parts = re.fullmatch(r"0x[0-9a-f]+", found or "")
+    return found == wanted or (wanted == "y" and parts is not None and int(parts[0], 16) > 0)
+
+
 def write(path: str, value: str) -> str:
     """Set a value and read it back; return why that did not work, or nothing."""
     offered: list[str] = []
@@ -164,7 +171,7 @@ def write(path: str, value: str) -> str:
             f"{choice if len(offered) > 1 else ''})"
         )
     found = read(path)
-    return "" if found == value else f"{path} = {value}: the kernel made it {found}"
+    return "" if same(found, value) else f"{path} = {value}: the kernel made it {found}"
 
 
 def run(module: AnsibleModule) -> dict[str, object]:
@@ -187,7 +194,11 @@ def run(module: AnsibleModule) -> dict[str, object]:
     }
     # What is no longer named goes back to what it was.
     target = {**{each: value for each, value in noted.items() if each not in wanted}, **wanted}
-    differ = {each: value for each, value in target.items() if now[each] not in (None, value)}
+    differ = {
+        each: value
+        for each, value in target.items()
+        if now[each] is not None and not same(now[each], value)
+    }
     text = "" if absent else render(module.params["content"], {**away, **before})
     changes: dict[str, list[str | None]] = {}
     if not module.check_mode:

@@ -16,6 +16,7 @@ from ansible_collections.nas.assistant.plugins.modules.sysfs_set import (
     parse_before,
     read,
     render,
+    same,
     selected,
     write,
 )
@@ -33,6 +34,24 @@ from ansible_collections.nas.assistant.plugins.modules.sysfs_set import (
 )
 def test_selected(text: str, value: str) -> None:
     assert selected(text) == value
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "expected"),
+    [
+        ("bfq", "bfq", True),
+        ("bfq", "none", False),
+        (None, "y", False),
+        ("y", "y", True),
+        ("0x0007", "y", True),
+        ("0x0001", "y", True),
+        ("0x0000", "y", False),
+        ("0x0007", "0x0001", False),
+        ("7", "y", False),
+    ],
+)
+def test_same(found: str | None, wanted: str, expected: bool) -> None:
+    assert same(found, wanted) is expected
 
 
 def test_the_file_remembers_what_was_before() -> None:

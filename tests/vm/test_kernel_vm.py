@@ -15,6 +15,7 @@ from site_lab import ROOT, Lab, make_inventory, read_lab, reboot, run_lab
 NAME = f"kernel{os.getpid()}"
 PATIENCE = 600  # seconds
 FILE = "/etc/sysctl.d/99-zy-nas-assistant-kernel.conf"
+LRU = "/sys/kernel/mm/lru_gen"
 SWAP = "/var/lib/nas-assistant/swap/file"
 # The owner's, in a file that is read before ours, and in one that is read after it.
 OWN = "vm.dirty_bytes = 268435456\nfs.inotify.max_user_instances = 4096\nvm.swappiness = 70\n"
@@ -27,7 +28,7 @@ sysctl -a 2>/dev/null |
 for disk in $(readlink -f /dev/disk/by-id/*_turns /dev/disk/by-id/*_still /dev/vda); do
   cd /sys/block/${disk#/dev/}/queue && grep -o '[[].*[]]' scheduler && cat read_ahead_kb
 done
-cat /proc/swaps
+cat /proc/swaps /sys/kernel/mm/lru_gen/enabled /sys/kernel/mm/lru_gen/min_ttl_ms
 ls /etc/systemd/system /etc/sysctl.d /etc/modules-load.d /etc/udev/rules.d /etc/tmpfiles.d |
   grep -v '[.]wants$'
 """
@@ -100,6 +101,8 @@ def in_force(lab: Lab) -> None:
     assert "[bfq]" in turns
     assert "[mq-deadline]" in still
     assert (ahead, as_it_was) == ("2048", "128")
+    kept = lab.on(host, f"cat {LRU}/enabled {LRU}/min_ttl_ms").split()
+    assert (int(kept[0], 16) > 0, kept[1]) == (True, "1000")
     assert lab.on(host, "systemctl list-units --failed --plain --no-legend") == ""
 
 

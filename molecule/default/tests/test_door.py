@@ -403,6 +403,8 @@ ALTERED = {
                        f"grep -c syncookies {SYSCTL}", "2"),
     "journal": ("rm /etc/systemd/journald.conf.d/60-nas-assistant.conf",
                 "grep -c 200M /etc/systemd/journald.conf.d/60-nas-assistant.conf", "1"),
+    "ssh when memory runs out": ("rm /etc/systemd/system/ssh.service.d/nas-assistant.conf",
+                                 "systemctl show -p OOMPolicy --value ssh", "continue"),
     "shadow": ("chmod 0644 /etc/shadow", "stat -c %a:%G /etc/shadow", "640:shadow"),
     "PAM": ("pam-auth-update --package --remove nas-faillock",
             "grep -c pam_faillock.so /etc/pam.d/common-auth", "3"),
