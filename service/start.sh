@@ -1,6 +1,6 @@
 #!/bin/sh
 # The container's start script: checks that its configuration is there, then hands over to Python, which checks the
-# rest. Commands: serve (default), check, healthcheck, limits, version.
+# rest. Commands: serve (default), check, healthcheck, keys, limits, version.
 set -eu
 
 config=/app/config.ini
@@ -12,7 +12,9 @@ refuse() {
     exit 78
 }
 
-if [ "${1:-serve}" != version ] && [ "${1:-serve}" != limits ]; then
+case "${1:-serve}" in
+keys | limits | version) ;;
+*)
     if [ ! -e "$config" ]; then
         refuse "$config does not exist: mount the configuration there, read-only (README.md has a table of its keys)"
     elif [ ! -f "$config" ]; then
@@ -20,7 +22,8 @@ if [ "${1:-serve}" != version ] && [ "${1:-serve}" != limits ]; then
     elif [ ! -r "$config" ]; then
         refuse "$config cannot be read by uid $(id -u) gid $(id -g): on the host, let that user or group read it"
     fi
-fi
+    ;;
+esac
 
 # The place among those that read disks, from 0 to 7. All that is started from here on inherits it.
 if [ "${1:-serve}" = serve ] && [ -n "${IO_PRIORITY:-}" ]; then

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""What the assistant's container may have of a machine."""
+"""What the assistant's container may have of a machine, and the keys of its clients."""
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -26,6 +27,60 @@ PAGE = 4096
 _SIZE = re.compile(r"([1-9]\d*)([mMgG])")
 _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 RESTART = ("no", "always", "on-failure", "unless-stopped")
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_SECRET = re.compile(r"[!-~]{32,}")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_LIMITS = ("requests_per_minute", "tokens_per_day", "parallel")
+_ROLES = ("user", "admin")
+
+
+def assistant_key_faults(keys: Any) -> list[str]:
+    """Return a sentence for each thing that is wrong with ``assistant_keys``; secrets are not in
+    them.
+    """
+    if not isinstance(keys, Mapping) or not keys:
+        return ["give at least one, as NAME: {role: admin}"]
+    faults = []
+    for name, key in keys.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            faults.append(f"{name}: a name has letters, digits, - and _")
+        elif not isinstance(key, Mapping):
+            faults.append(f"{name} is no mapping: write {name}: {{}}")
+        else:
+            faults += [f"{name}.{fault}" for fault in _key_faults(key)]
+    return faults
+
+
+def _key_faults(key: Mapping[str, Any]) -> Iterator[str]:
+    allowed = ("key", "role", *_LIMITS, "models", "expires")
+    for field in key:
+        if field not in allowed:
+            yield f"{field} means nothing here; there are {', '.join(allowed)}"
+    secret = key.get("key", "x" * 32)
+    if not isinstance(secret, str) or not _SECRET.fullmatch(secret):
+        yield "key is one word of at least 32 characters"
+    if key.get("role", "user") not in _ROLES:
+        yield f"role={key['role']}: it is {' or '.join(_ROLES)}"
+    for field in _LIMITS:
+        value = key.get(field, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            yield f"{field}={value}: it is a whole number, 0 for no limit"
+    models = key.get("models", [])
+    if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
+        yield f"models={models}: it is a list of names"
+    if not _DAY.fullmatch(str(key.get("expires", "2030-12-31"))):
+        yield f"expires={key['expires']}: it is a day such as 2030-12-31"
+
+
+def assistant_key(key: Mapping[str, Any], name: str, secret: str) -> dict[str, Any]:
+    """Return a key as the service reads it, with the digest of its secret and not the secret."""
+    kept = {field: value for field, value in key.items() if field != "key"}
+    if "expires" in kept:
+        # YAML makes a date of it.
+        kept["expires"] = str(kept["expires"])
+    return {**kept, "name": name, "sha256": hashlib.sha256(secret.encode()).hexdigest()}
 
 
 def assistant_limits(wish: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,4 +209,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"assistant_limits": assistant_limits}
+        return {
+            "assistant_key": assistant_key,
+            "assistant_key_faults": assistant_key_faults,
+            "assistant_limits": assistant_limits,
+        }

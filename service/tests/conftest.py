@@ -7,21 +7,25 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from nas_assistant.keys import ApiKey, Role
 
 CHAT_MODEL = "smollm2-135m-instruct-q4_1.gguf"
 BASE_MODEL = "gemma-3-270m-q4_k_m.gguf"
 SECRET = "sk-test-secret"
 
 
-def key_line(name: str = "owner", secret: str = SECRET) -> str:
-    return f"{name} = sha256:{hashlib.sha256(secret.encode()).hexdigest()}"
+def api_key(name: str = "owner", secret: str = SECRET, **limits: Any) -> ApiKey:
+    limits = {"role": Role.ADMIN} | limits
+    return ApiKey(name, hashlib.sha256(secret.encode()).hexdigest(), **limits)
 
 
 def minimal_config(**server: object) -> str:
     lines = ["[server]", *(f"{key} = {value}" for key, value in server.items())]
-    lines += ["[keys]", key_line(), "[model:default]", "file = tiny.gguf", f"sha256 = {'0' * 64}"]
+    lines += ["[model:default]", "file = tiny.gguf", f"sha256 = {'0' * 64}"]
     return "\n".join(lines) + "\n"
 
 

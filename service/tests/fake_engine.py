@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from nas_assistant.engine import EngineState, EngineUnavailable, LoadedModel
+from nas_assistant.engine import EngineState, EngineUnavailable, LoadedModel, Outcome
 
 READY = EngineState(
     ready=True, reason="", models={"default": LoadedModel("default", chat=True, created=1)}
@@ -27,6 +27,8 @@ class FakeEngine:
         self.refusal: Exception | None = None
         self.requests: list[tuple[str, str, dict[str, Any], str]] = []
         self.active = 0
+        self.outcome = Outcome(status)
+        self.outcomes: list[Outcome] = []
 
     async def start(self) -> None:
         pass
@@ -46,6 +48,12 @@ class FakeEngine:
             yield self
         finally:
             self.active -= 1
+            self.outcomes.append(self.outcome)
+
+    async def report(self, what: str) -> str:
+        if self.refusal:
+            raise self.refusal
+        return f'"{what}"'
 
     async def read(self) -> bytes:
         return b"".join([chunk async for chunk in self.chunks()])

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .conftest import BASE_MODEL, CHAT_MODEL, SECRET, key_line
+from nas_assistant.keys import render
+
+from .conftest import BASE_MODEL, CHAT_MODEL, api_key
 
 SOURCE = Path(__file__).parents[1] / "src"
 
@@ -44,6 +46,11 @@ class Service:
         self.socket = folder / "gateway.sock"
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / "config.ini"
+        self.keys_dir = folder / "keys"
+        self.state_dir = folder / "state"
+        for each in (self.keys_dir, self.state_dir):
+            each.mkdir(exist_ok=True)
+        (self.keys_dir / "keys.json").write_text(render([api_key()]), encoding="utf-8")
         self.log_path = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.write_config(**server)
@@ -51,17 +58,19 @@ class Service:
     def write_config(self, **server: object) -> None:
         options = {"bind": f"127.0.0.1:{self.port}, unix:{self.socket}", "workers": 2} | server
         lines = ["[server]", *(f"{key} = {value}" for key, value in options.items())]
-        lines += ["[engine]", "slots = 2", "cache_mib = 16", "[keys]", key_line("owner", SECRET)]
+        lines += ["[engine]", "slots = 2", "cache_mib = 16"]
         for name, file in {"default": CHAT_MODEL, "large": BASE_MODEL}.items():
             lines += [f"[model:{name}]", f"file = {file}", "context = 1024"]
             lines += [f"sha256 = {digest(self.models / file)}"]
         self.config.write_text("\n".join(lines), encoding="utf-8")
 
-    def command(self, name: str) -> list[str]:
+    def command(self, name: str, *words: str) -> list[str]:
         return [
             *(sys.executable, "-m", "nas_assistant", name),
             *("--config", str(self.config), "--models-dir", str(self.models)),
+            *("--keys-dir", str(self.keys_dir), "--state-dir", str(self.state_dir)),
             *("--engine", self.engine),
+            *words,
         ]
 
     def environ(self, **extra: str) -> dict[str, str]:

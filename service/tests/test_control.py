@@ -12,15 +12,31 @@ from pathlib import Path
 import pytest
 
 from nas_assistant.admission import Admission
-from nas_assistant.control import Backend, ControlClient, ControlServer
-from nas_assistant.engine import EngineBusy, EngineUnavailable, LoadedModel
+from nas_assistant.control import Backend, ControlClient, ControlServer, Grant
+from nas_assistant.desk import Desk
+from nas_assistant.engine import (
+    EngineBusy,
+    EngineUnavailable,
+    LoadedModel,
+    Outcome,
+    QuotaExceeded,
+)
+from nas_assistant.keys import KeyRing
+from nas_assistant.metrics import Metrics
+from nas_assistant.state import Ledger
 
+from .conftest import SECRET, api_key
+
+RING = KeyRing([api_key()])
 BACKEND = Backend(LoadedModel("default", True, 1), "/engine.sock", "secret")
 
 
 @asynccontextmanager
-async def _line(path: Path, slots: int, queue: int) -> AsyncIterator[ControlServer]:
-    server = ControlServer(Admission(slots, queue))
+async def _line(
+    path: Path, slots: int, queue: int, ring: KeyRing = RING
+) -> AsyncIterator[ControlServer]:
+    desk = Desk(Admission(slots, queue), ring, Ledger(path), Metrics())
+    server = ControlServer(desk, {"metrics": desk.metrics})
     await server.start(path / "control.sock")
     server.publish({"default": BACKEND}, "")
     yield server
@@ -32,12 +48,12 @@ def _never() -> None:
 
 
 async def _client(path: Path, lost: Callable[[], None] = _never) -> ControlClient:
-    client = ControlClient(path / "control.sock", lost)
+    client = ControlClient(path / "control.sock", KeyRing(), lost)
     await client.connect()
     return client
 
 
-async def _hold(client: ControlClient, stack: AsyncExitStack) -> Backend:
+async def _hold(client: ControlClient, stack: AsyncExitStack) -> Grant:
     return await stack.enter_async_context(client.slot("default", "owner"))
 
 
@@ -50,7 +66,7 @@ async def _until(condition: Callable[[], bool]) -> None:
 async def check_two_workers_share_the_limit(path: Path) -> None:
     async with _line(path, slots=1, queue=1), AsyncExitStack() as held:
         first, second = await _client(path), await _client(path)
-        assert await _hold(first, held) == BACKEND
+        assert (await _hold(first, held)).backend == BACKEND
         other = AsyncExitStack()
         waiting = asyncio.create_task(_hold(second, other))
         await asyncio.sleep(0.05)
@@ -58,7 +74,7 @@ async def check_two_workers_share_the_limit(path: Path) -> None:
         with pytest.raises(EngineBusy):
             await _hold(first, held)
         await held.aclose()
-        assert await waiting == BACKEND
+        assert (await waiting).backend == BACKEND
         await other.aclose()
         await first.close()
         await second.close()
@@ -72,7 +88,7 @@ async def check_a_worker_that_dies_gives_everything_back(path: Path) -> None:
         waiting = asyncio.create_task(_hold(second, stack))
         await asyncio.sleep(0.05)
         await first.close()
-        assert await waiting == BACKEND
+        assert (await waiting).backend == BACKEND
         with pytest.raises(EngineUnavailable, match="supervisor"):
             await behind
         await second.close()
@@ -116,10 +132,11 @@ async def check_nonsense_drops_only_its_own_connection(path: Path) -> None:
         for nonsense in (b"junk\n", b"[]\n", b'{"op":"x","id":1}\n', b"x" * 100_000 + b"\n"):
             reader, writer = await asyncio.open_unix_connection(str(path / "control.sock"))
             writer.write(nonsense)
+            assert b"keys" in await reader.readline()
             assert b"state" in await reader.readline()
             assert await reader.read() == b""
             writer.close()
-        assert await _hold(client, stack) == BACKEND
+        assert (await _hold(client, stack)).backend == BACKEND
         await client.close()
 
 
@@ -138,11 +155,68 @@ async def check_a_worker_does_not_start_without_a_state(path: Path) -> None:
         writer.close()
 
     server = await asyncio.start_unix_server(hang_up, path / "control.sock")
-    client = ControlClient(path / "control.sock", lambda: None)
+    client = ControlClient(path / "control.sock", KeyRing(), lambda: None)
     with pytest.raises(ConnectionError, match="hung up"):
         await client.connect()
     await client.close()
     server.close()
+
+
+async def check_limits_of_a_key_hold_for_all_workers(path: Path) -> None:
+    ring = KeyRing([api_key(parallel=1), api_key("other", "x")])
+    async with _line(path, slots=4, queue=4, ring=ring), AsyncExitStack() as held:
+        first, second = await _client(path), await _client(path)
+        await _hold(first, held)
+        with pytest.raises(QuotaExceeded, match="1 requests at once"):
+            await _hold(second, held)
+        await held.enter_async_context(second.slot("default", "other"))
+        await held.aclose()
+        await asyncio.sleep(0.05)
+        await _hold(second, held)
+        await held.aclose()
+        await first.close()
+        await second.close()
+
+
+async def check_what_was_used_is_counted_once(path: Path) -> None:
+    ring = KeyRing([api_key(tokens_per_day=100)])
+    async with _line(path, slots=1, queue=4, ring=ring):
+        client = await _client(path)
+        async with client.slot("default", "owner") as grant:
+            grant.outcome = Outcome(200, 90, 10, 30, 0.4, 2.0)
+        with pytest.raises(QuotaExceeded, match="has used 100"):
+            await _hold(client, AsyncExitStack())
+        lines = (await client.report("metrics")).splitlines()
+        labels = 'key="owner",model="default"'
+        for line in (
+            f'nas_assistant_requests_total{{{labels},status="200"}} 1.0',
+            'nas_assistant_tokens_total{key="owner",kind="cached",model="default"} 30.0',
+            'nas_assistant_tokens_total{key="owner",kind="completion",model="default"} 10.0',
+            'nas_assistant_refused_total{reason="limited"} 1.0',
+            'nas_assistant_first_token_seconds_bucket{le="0.5",model="default"} 1.0',
+            'nas_assistant_tokens_per_second_bucket{le="5.0",model="default"} 1.0',
+            "nas_assistant_waiting 0.0",
+        ):
+            assert line in lines, line
+        with pytest.raises(EngineUnavailable):
+            await client.report("nothing")
+        await client.close()
+
+
+async def check_workers_know_the_keys(path: Path) -> None:
+    ring = KeyRing([api_key()])
+    async with _line(path, slots=1, queue=1, ring=ring) as server:
+        seen = KeyRing()
+        client = ControlClient(path / "control.sock", seen, lambda: None)
+        await client.connect()
+        assert seen.find(SECRET) == api_key()
+        ring.replace([api_key("other", "x")])
+        server.publish_keys()
+        await _until(lambda: seen.find(SECRET) is None)
+        # One that was on its way.
+        with pytest.raises(QuotaExceeded, match="'owner' is no more"):
+            await _hold(client, AsyncExitStack())
+        await client.close()
 
 
 @pytest.mark.parametrize(
@@ -155,6 +229,9 @@ async def check_a_worker_does_not_start_without_a_state(path: Path) -> None:
         check_nonsense_drops_only_its_own_connection,
         check_a_worker_notices_that_the_line_is_lost,
         check_a_worker_does_not_start_without_a_state,
+        check_limits_of_a_key_hold_for_all_workers,
+        check_what_was_used_is_counted_once,
+        check_workers_know_the_keys,
     ],
 )
 def test_control(tmp_path: Path, check: Callable[[Path], Awaitable[None]]) -> None:

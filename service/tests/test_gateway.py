@@ -14,15 +14,29 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from nas_assistant.engine import EngineBusy, EngineState, EngineUnavailable, LoadedModel
+from nas_assistant.engine import (
+    EngineBusy,
+    EngineState,
+    EngineUnavailable,
+    LoadedModel,
+    QuotaExceeded,
+)
 from nas_assistant.gateway import MAX_BODY, create_app
+from nas_assistant.keys import KeyRing, Role
 from nas_assistant.logs import JsonFormatter
 from nas_assistant.settings import Settings
 
-from .conftest import SECRET, minimal_config
+from .conftest import SECRET, api_key, minimal_config
 from .fake_engine import DIED, FakeEngine
 
 AUTH = {"Authorization": f"Bearer {SECRET}"}
+RING = KeyRing(
+    [
+        api_key(),
+        api_key("child", "sk-child", role=Role.USER, models=("large",)),
+        api_key("guest", "sk-guest", role=Role.USER, expires="2020-02-29"),
+    ]
+)
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 LARGE = f"[model:large]\nfile = large.gguf\nsha256 = {'1' * 64}\n"
@@ -46,7 +60,7 @@ def engine() -> FakeEngine:
 
 @pytest.fixture
 def client(settings: Settings, engine: FakeEngine) -> Iterator[TestClient]:
-    with TestClient(create_app(settings, engine), headers=AUTH) as client:
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
         yield client
 
 
@@ -84,6 +98,42 @@ def test_everything_under_v1_needs_a_key(client: TestClient, path: str, header: 
     response = client.get(path, headers=headers)
     check_error(response, 401, "invalid_api_key")
     assert response.headers["www-authenticate"] == "Bearer"
+
+
+def as_(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def test_a_key_that_is_over(client: TestClient) -> None:
+    error = check_error(client.get("/v1/models", headers=as_("sk-guest")), 401, "invalid_api_key")
+    assert "'guest' was valid until 2020-02-29" in error["message"]
+
+
+def test_a_key_for_some_models(client: TestClient, engine: FakeEngine) -> None:
+    child = as_("sk-child")
+    assert client.get("/v1/models", headers=child).json()["data"] == []
+    for response in (
+        client.get("/v1/models/default", headers=child),
+        client.post(CHAT, json=HELLO, headers=child),
+    ):
+        error = check_error(response, 403, "model_not_allowed")
+        assert error["message"] == "The API key 'child' is for large alone."
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(("path", "answer"), [("/metrics", "metrics"), ("/admin/status", "status")])
+def test_reports_are_for_admins(
+    client: TestClient, engine: FakeEngine, path: str, answer: str
+) -> None:
+    assert client.get(path).text == f'"{answer}"'
+    check_error(client.get(path, headers=as_("sk-child")), 403, "admin_only")
+    check_error(client.get(path, headers=as_("wrong")), 401, "invalid_api_key")
+    engine.refusal = EngineUnavailable("the supervisor is gone")
+    check_error(client.get(path), 503, "not_ready")
+    client.headers.pop("Authorization")
+    check_error(client.get(path), 401, "invalid_api_key")
+    # Whether it exists or not.
+    check_error(client.get("/admin/nothing"), 401, "invalid_api_key")
 
 
 def test_models(client: TestClient) -> None:
@@ -274,6 +324,10 @@ def test_unready_and_busy(client: TestClient, engine: FakeEngine) -> None:
     response = client.post(CHAT, json=HELLO)
     check_error(response, 429, "queue_full")
     assert response.headers["retry-after"] == "7"
+    engine.refusal = QuotaExceeded("The key 'owner' may have 1 request at once.", 3)
+    response = client.post(CHAT, json=HELLO)
+    assert "at once" in check_error(response, 429, "rate_limit_exceeded")["message"]
+    assert response.headers["retry-after"] == "3"
     engine.refusal = EngineUnavailable("the engine ended")
     response = client.post(CHAT, json=HELLO)
     assert "the engine ended" in check_error(response, 503, "not_ready")["message"]
@@ -307,7 +361,7 @@ def test_engine_errors_are_rewritten(
     settings: Settings, status: int, body: bytes, expected: int, code: str, stream: bool
 ) -> None:
     engine = FakeEngine(body, status=status)
-    with TestClient(create_app(settings, engine), headers=AUTH) as client:
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
         check_error(client.post(CHAT, json=HELLO | {"stream": stream}), expected, code)
     assert engine.active == 0
 
@@ -320,11 +374,41 @@ DONE = b"data: [DONE]\n\n"
     "parts", [(EVENT, EVENT, DONE), (EVENT[:9], EVENT[9:] + EVENT[:5], EVENT[5:] + DONE)]
 )
 def test_stream_is_passed_on_as_it_is(settings: Settings, parts: tuple[bytes, ...]) -> None:
-    with TestClient(create_app(settings, FakeEngine(*parts)), headers=AUTH) as client:
+    with TestClient(create_app(settings, FakeEngine(*parts), RING), headers=AUTH) as client:
         response = client.post(CHAT, json=HELLO | {"stream": True})
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert response.headers["x-accel-buffering"] == "no"
     assert response.content == EVENT + EVENT + DONE
+
+
+FIGURES = (
+    b'data: {"choices":[],"usage":{"completion_tokens":2,"prompt_tokens":9,"total_tokens":11},'
+    b'"timings":{"cache_n":4,"predicted_ms":500.0}}\n\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "passed"),
+    [
+        ({}, b""),
+        ({"stream_options": {}}, b""),
+        ({"stream_options": None}, b""),
+        ({"stream_options": {"include_usage": True}}, FIGURES),
+    ],
+)
+def test_figures_are_for_those_who_ask(
+    settings: Settings, options: dict[str, Any], passed: bytes
+) -> None:
+    engine = FakeEngine(EVENT, EVENT + FIGURES[:20], FIGURES[20:] + DONE)
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
+        response = client.post(CHAT, json=HELLO | {"stream": True} | options)
+    assert response.content == EVENT + EVENT + passed + DONE
+    # For the books they always are.
+    assert engine.requests[0][2]["stream_options"] == {"include_usage": True}
+    (outcome,) = engine.outcomes
+    assert (outcome.status, outcome.prompt_tokens, outcome.completion_tokens) == (200, 9, 2)
+    assert (outcome.cached_tokens, outcome.writing_seconds) == (4, 0.5)
+    assert outcome.first_seconds is not None
 
 
 @pytest.mark.parametrize("cut", [0, 3, 20])
@@ -332,7 +416,7 @@ def test_stream_is_passed_on_as_it_is(settings: Settings, parts: tuple[bytes, ..
 def test_errors_inside_a_stream(settings: Settings, prefix: bytes, cut: int) -> None:
     error = prefix + ENGINE_400 + b"\n\n"
     parts = (EVENT, error[:cut], error[cut:])
-    with TestClient(create_app(settings, FakeEngine(*parts)), headers=AUTH) as client:
+    with TestClient(create_app(settings, FakeEngine(*parts), RING), headers=AUTH) as client:
         content = client.post(CHAT, json=HELLO | {"stream": True}).content
     assert content.startswith(EVENT)
     shape = json.loads(content.removeprefix(EVENT).removeprefix(b"data: "))
@@ -341,16 +425,18 @@ def test_errors_inside_a_stream(settings: Settings, prefix: bytes, cut: int) -> 
 
 
 def test_engine_that_dies_while_it_answers(settings: Settings) -> None:
-    with TestClient(create_app(settings, FakeEngine(EVENT, DIED)), headers=AUTH) as client:
+    engine = FakeEngine(EVENT, DIED)
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
         content = client.post(CHAT, json=HELLO | {"stream": True}).content
         assert b'"code": "not_ready"' in content.removeprefix(EVENT)
         assert not content.endswith(DONE)
         check_error(client.post(CHAT, json=HELLO), 503, "not_ready")
+    assert engine.outcomes[0].status == 503
 
 
 async def _leave_early(settings: Settings, stream: bool) -> tuple[FakeEngine, list[str]]:
     engine = FakeEngine(EVENT, None)
-    app = create_app(settings, engine)
+    app = create_app(settings, engine, RING)
     body = json.dumps(HELLO | {"stream": stream}).encode()
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     sent: list[str] = []
@@ -382,6 +468,10 @@ def test_a_client_that_leaves_frees_its_slot(settings: Settings, stream: bool) -
     engine, _ = asyncio.run(_leave_early(settings, stream))
     assert len(engine.requests) == 1
     assert engine.active == 0
+    (outcome,) = engine.outcomes
+    assert outcome.status == 499
+    assert outcome.completion_tokens == (1 if stream else 0)
+    assert outcome.prompt_tokens > 0
 
 
 @pytest.mark.parametrize(
@@ -408,7 +498,7 @@ def test_log_line(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_a_crash_is_a_clean_500(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine(ZeroDivisionError("boom"))
-    with TestClient(create_app(settings, engine), headers=AUTH) as client:
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
         error = check_error(client.post(CHAT, json=HELLO), 500, "internal_error")
     assert "boom" not in error["message"]
     assert any(record.exc_info for record in caplog.records)

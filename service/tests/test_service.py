@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
 from .conftest import BASE_MODEL, CHAT_MODEL, SECRET
 from .service_process import Service
 
+AUTH = {"Authorization": f"Bearer {SECRET}"}
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
     {"role": "system", "content": "You are a helpful assistant."},
     {"role": "user", "content": "What is the capital of France?"},
@@ -107,6 +109,63 @@ def test_errors(service: Service, client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as too_long:
         client.completions.create(model="default", prompt="word " * 3000)
     assert too_long.value.code == "context_length_exceeded"
+
+
+def run_keys(service: Service, *words: str) -> str:
+    done = subprocess.run(
+        service.command("keys", *words), env=service.environ(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_keys_come_and_go_while_it_serves(service: Service) -> None:
+    secret = run_keys(service, "create", "phone", "--requests-per-minute", "2")
+    with client_of(service, secret) as phone:
+        service.wait(lambda: "phone" in service.log_path.read_text("utf-8"), 10)
+        for stream in (False, True):
+            answer = phone.completions.create(
+                model="default", prompt="Once upon a", max_tokens=5, stream=stream
+            )
+            if stream:
+                list(answer)
+        with pytest.raises(openai.RateLimitError, match="2 requests a minute"):
+            phone.completions.create(model="default", prompt="Once", max_tokens=1)
+        run_keys(service, "revoke", "phone")
+        service.wait(lambda: service.log[-1].get("keys") == ["owner"], 10)
+        with pytest.raises(openai.AuthenticationError):
+            phone.models.list()
+
+
+def test_figures(service: Service, client: openai.OpenAI) -> None:
+    asked = {"model": "default", "prompt": "Once upon a", "max_tokens": 5, "temperature": 0}
+    before = figures(service)
+    usage = client.completions.create(**asked).usage  # type: ignore[call-overload]
+    list(client.completions.create(**asked, stream=True))  # type: ignore[call-overload]
+    chat = {"model": "default", "messages": MESSAGES, "max_tokens": 5, "stream": True}
+    assert all(chunk.usage is None for chunk in client.chat.completions.create(**chat))  # type: ignore[call-overload]
+    after = figures(service)
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    label = 'key="owner",kind="{}",model="default"'
+    assert grown(f"nas_assistant_tokens_total{{{label.format('completion')}}}") == 15
+    assert (
+        grown(f"nas_assistant_tokens_total{{{label.format('prompt')}}}") > 2 * usage.prompt_tokens
+    )
+    assert grown('nas_assistant_requests_total{key="owner",model="default",status="200"}') == 3
+    assert grown('nas_assistant_tokens_per_second_count{model="default"}') == 3
+    assert after['nas_assistant_model_ready{model="default"}'] == 1
+    status = httpx.get(f"{service.url}/admin/status", headers=AUTH).json()
+    assert status["models"][0]["tokens_per_second"] > 0
+    assert status["keys"][0]["used_today"]["requests"] >= 3
+
+
+def figures(service: Service) -> dict[str, float]:
+    text = httpx.get(f"{service.url}/metrics", headers=AUTH).raise_for_status().text
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}
 
 
 def test_the_unix_socket_is_for_the_group(service: Service) -> None:

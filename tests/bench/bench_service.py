@@ -36,6 +36,7 @@ import aiohttp
 from nas_assistant.checks import check_start
 from nas_assistant.child import child_command
 from nas_assistant.engine_process import EngineProcess
+from nas_assistant.keys import ApiKey, render
 from nas_assistant.local_http import LocalHttpError, request
 from nas_assistant.settings import Settings, UnixAddress
 
@@ -202,6 +203,7 @@ def running_service(folder: Path, options: argparse.Namespace) -> Iterator[Targe
     command = [
         *(sys.executable, "-m", "nas_assistant", "serve"),
         *("--config", str(folder / "config.ini"), "--models-dir", str(options.model.parent)),
+        *("--keys-dir", str(folder / "keys"), "--state-dir", str(folder / "state")),
         *("--engine", options.engine),
     ]
     with (folder / "service.log").open("wb") as log:
@@ -239,14 +241,16 @@ bind = unix:{folder}/gateway.sock
 [engine]
 threads = {options.threads}
 slots = {options.slots}
-[keys]
-bench = sha256:{hashlib.sha256(b"bench").hexdigest()}
 [model:default]
 file = {options.model.name}
 sha256 = {digest}
 """,
         encoding="utf-8",
     )
+    (folder / "keys").mkdir()
+    (folder / "state").mkdir()
+    key = ApiKey("bench", hashlib.sha256(b"bench").hexdigest())
+    (folder / "keys/keys.json").write_text(render([key]), encoding="utf-8")
     return path
 
 

@@ -80,17 +80,23 @@ def lab_container(lab_host: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="session")
-def key() -> str:
+def credentials() -> Path:
+    """The folder of what the playbooks hand to the owner."""
+    return LAB / "credentials"
+
+
+@pytest.fixture(scope="session")
+def key(credentials: Path) -> str:
     """The owner's API key, as the playbook left it on the controller."""
-    path = LAB / "credentials/api_key.owner"
+    path = credentials / "api_key.owner"
     assert oct(path.stat().st_mode & 0o777) == "0o600"
     return path.read_text().strip()
 
 
 @pytest.fixture(scope="session")
-def certificate() -> Path:
+def certificate(credentials: Path) -> Path:
     """The certificate that the playbook handed to the owner."""
-    return LAB / f"credentials/{NAS}.crt"
+    return credentials / f"{NAS}.crt"
 
 
 @pytest.fixture(scope="session")

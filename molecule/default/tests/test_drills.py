@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -68,7 +71,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         {"assistant_resources": {"memory": "9000g"}},
         ["memory=9000g", "MiB. Leave the NAS its share"],
     ),
-    ({"assistant_api_keys": {"owner": ["x" * 40]}}, ["assistant_api_keys: owner"]),
+    ({"assistant_keys": {"owner": {"role": "root"}}}, ["owner.role=root: it is user or admin"]),
     ({"assistant_data_dir": "/etc/nas-assistant"}, ["none of the system's own"]),
     ({"proxy_server_names": ["*"]}, ["proxy_server_names=['*']"]),
     ({"proxy_read_timeout": 0}, ["proxy_read_timeout=0"]),
@@ -78,7 +81,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"docker_daemon": {"data-root": "/srv/docker"}}, ["data-root=/srv/docker", "storage_pools"]),
     ({"proxy_https_port": 2222}, ["sshd listens on port 2222", "Nothing of the proxy was changed"]),
     ({"assistant_engine": {"slots": 0}}, ["slots"]),
-    ({"assistant_api_keys": {"owner": "short"}}, ["32 characters"]),
+    ({"assistant_keys": {"owner": {"key": "short"}}}, ["owner.key is one word of at least 32"]),
     ({"assistant_models": {"default": {"file": "../x.gguf"}}}, ["assistant_models: default"]),
 ]
 
@@ -119,23 +122,71 @@ def test_corrupt_model_is_said_by_log_and_mended_by_the_playbook(
     assert ask(client).status_code == 200
 
 
+def as_(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def until(client: httpx.Client, secret: str, status: int) -> None:
+    """The service looks for other keys each second."""
+    deadline = time.monotonic() + 10
+    while client.get("/v1/models", headers=as_(secret)).status_code != status:
+        assert time.monotonic() < deadline, f"no {status}"
+        time.sleep(0.2)
+
+
 def test_a_key_slipped_in_by_hand_is_revoked(
-    host: Host, client: httpx.Client, playbook: Playbook, wait_ready: Callable[[], float]
+    host: Host, client: httpx.Client, playbook: Playbook
 ) -> None:
-    """The file alone is not enough: the service had read it meanwhile."""
     evil = "e" * 40
     digest = hashlib.sha256(evil.encode()).hexdigest()
-    config = "/etc/nas-assistant/config.ini"
-    host.check_output(f"sed -i 's/^.keys.$/&\\nevil = sha256:{digest}/' {config}")
+    entry = json.dumps({"name": "evil", "sha256": digest})
+    file = "/etc/nas-assistant/keys/keys.json"
+    host.check_output(f"sed -i '1s/$/{entry},/' {file}")
+    until(client, evil, 200)
+    done = playbook("keys")
+    assert done.returncode == 0, done.stdout
+    until(client, evil, 401)
+    assert "changed=0" in playbook("keys").stdout
+
+
+def test_keys_come_rotate_and_go_without_a_restart(
+    host: Host,
+    client: httpx.Client,
+    playbook: Playbook,
+    credentials: Path,
+    wait_ready: Callable[[], float],
+) -> None:
+    look = "docker inspect nas-assistant --format '{{.State.StartedAt}}'"
+    started = host.check_output(look)
+    keys = {"owner": {"role": "admin"}, "phone": {"parallel": 1, "models": ["default"]}}
+    planned = playbook("keys", "--check", assistant_keys=keys)
+    assert planned.returncode == 0, planned.stdout
+    assert not (credentials / "api_key.phone").exists()
+    done = playbook("keys", assistant_keys=keys)
+    assert "phone, user, from inventory, 1 at once, models default" in done.stdout
+    first = (credentials / "api_key.phone").read_text().strip()
+    until(client, first, 200)
+    assert client.get("/metrics", headers=as_(first)).status_code == 403
+    assert "nas_assistant_requests_total" in client.get("/metrics").text
+    assert playbook("keys", assistant_keys=keys, assistant_keys_rotate=["phone"]).returncode == 0
+    second = (credentials / "api_key.phone").read_text().strip()
+    until(client, first, 401)
+    until(client, second, 200)
+    odd = playbook("keys", assistant_keys=keys, assistant_keys_rotate=["nobody"])
+    assert "made here are the secrets of owner, phone" in " ".join(odd.stdout.split())
+    # One that only this NAS has is nothing to the inventory.
+    own = host.check_output("docker exec nas-assistant /app/start.sh keys create guest")
+    until(client, own, 200)
+    assert playbook("keys").returncode == 0
+    until(client, second, 401)
+    assert host.check_output(look) == started
+    # It outlives the container.
     host.check_output("docker restart nas-assistant")
     wait_ready()
-    foreign = {"Authorization": f"Bearer {evil}"}
-    assert client.get("/v1/models", headers=foreign).status_code == 200
-    done = playbook("assistant")
-    assert done.returncode == 0, done.stdout
-    wait_ready()
-    assert client.get("/v1/models", headers=foreign).status_code == 401
-    assert "changed=0" in playbook("assistant").stdout
+    until(client, own, 200)
+    host.check_output("docker exec nas-assistant /app/start.sh keys revoke guest")
+    until(client, own, 401)
+    (credentials / "api_key.phone").unlink()
 
 
 @pytest.mark.parametrize("alter", ["docker pause nas-assistant", "docker rename nas-assistant foo"])

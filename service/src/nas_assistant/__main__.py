@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The commands of the container: serve, check, healthcheck, limits, version."""
+"""The commands of the container: serve, check, healthcheck, keys, limits, version."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def main() -> int:
 
         print(json.dumps(dataclasses.asdict(read())))
         return 0
+    if options.command == "keys":
+        return _keys(options)
     try:
         settings = Settings.load(options.config, os.environ)
         if options.command == "healthcheck":
@@ -49,25 +51,42 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="nas_assistant")
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=("serve", "check", "healthcheck", "limits", "version"),
-        default="serve",
-    )
-    parser.add_argument("--config", type=Path, default=Path("/app/config.ini"))
-    parser.add_argument("--models-dir", type=Path, default=Path("/models"))
-    parser.add_argument(
+    from nas_assistant.key_commands import add_parser
+
+    places = argparse.ArgumentParser(add_help=False)
+    places.add_argument("--config", type=Path, default=Path("/app/config.ini"))
+    places.add_argument("--models-dir", type=Path, default=Path("/models"))
+    places.add_argument("--keys-dir", type=Path, default=Path("/app/keys"))
+    places.add_argument("--state-dir", type=Path, default=Path("/state"))
+    places.add_argument(
         "--engine", choices=("wheel", "source"), help=f"default: what {BUILD_FILE} names"
     )
-    return parser.parse_args()
+    parser = argparse.ArgumentParser(prog="nas_assistant")
+    commands = parser.add_subparsers(dest="command")
+    for name in ("serve", "check", "healthcheck", "limits", "version"):
+        commands.add_parser(name, parents=[places])
+    add_parser(commands, places)
+    return parser.parse_args(sys.argv[1:] or ["serve"])
 
 
 def _refuse(message: str) -> int:
     configure("error")
     log(logging.ERROR, "start_refused", " ".join(message.split()))
     return REFUSED
+
+
+def _keys(options: argparse.Namespace) -> int:
+    from nas_assistant.key_commands import run
+    from nas_assistant.key_files import KeyFiles
+    from nas_assistant.keys import KeysError
+    from nas_assistant.state import StateError
+
+    try:
+        print(run(options, KeyFiles(options.keys_dir, options.state_dir)))
+    except (KeysError, StateError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 def _healthcheck(settings: Settings) -> int:
@@ -86,11 +105,16 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
     # Imported here, so that the health check, which runs for ever, stays quick.
     import asyncio
 
+    from nas_assistant import state
     from nas_assistant.checks import StartRefused, check_start
+    from nas_assistant.key_files import KeyFiles
+    from nas_assistant.keys import KeysError
     from nas_assistant.listeners import bind_all
     from nas_assistant.supervisor import Supervisor
 
+    key_files = KeyFiles(options.keys_dir, options.state_dir)
     try:
+        keys = key_files.load()
         build = options.engine or BUILD_FILE.read_text(encoding="ascii").strip()
         model = check_start(settings, options.models_dir, build)
         if options.command == "check":
@@ -108,13 +132,16 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
             f"model {model.settings.name!r} fits: {model.need}",
             engine=build,
         )
+        if not keys:
+            log(logging.WARNING, "no_keys", "nobody has a key yet: `keys create NAME` makes one")
+        state.mend(options.state_dir)
         listeners = bind_all(settings.bind)
-        return asyncio.run(
-            Supervisor(
-                settings, options.config, {model.settings.name: model}, build, listeners
-            ).run()
+        models, ledger = {model.settings.name: model}, state.Ledger(options.state_dir)
+        supervisor = Supervisor(
+            settings, options.config, models, build, listeners, key_files, ledger
         )
-    except StartRefused as error:
+        return asyncio.run(supervisor.run())
+    except (StartRefused, KeysError) as error:
         return _refuse(str(error))
 
 

@@ -6,9 +6,10 @@ output.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from enum import Enum
 from typing import Generic, TypeVar
@@ -16,6 +17,8 @@ from typing import Generic, TypeVar
 Ticket = TypeVar("Ticket", bound=Hashable)
 
 _LONGEST_RETRY = 60
+# Of the queue, so that a key with many requests leaves room for one with few.
+_SHARE_OF_ONE_KEY = 0.75
 
 
 class Verdict(Enum):
@@ -26,26 +29,61 @@ class Verdict(Enum):
     FULL = "full"
 
 
+class _Line(Generic[Ticket]):
+    """Who waits for one model: the tickets of each key, first come first served."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, deque[Ticket]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self.keys.values()))
+
+    def join(self, ticket: Ticket, key: str) -> None:
+        self.keys.setdefault(key, deque()).append(ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        for key, tickets in self.keys.items():
+            if ticket in tickets:
+                tickets.remove(ticket)
+                if not tickets:
+                    del self.keys[key]
+                return
+
+    def take(self, key: str) -> Ticket:
+        ticket = self.keys[key][0]
+        self.leave(ticket)
+        return ticket
+
+
 class Admission(Generic[Ticket]):
-    """Slots per model and one bounded queue, first come first served. A ticket is a request."""
+    """Slots per model and one bounded queue, in which keys take turns. A ticket is a request.
+
+    Next is the key that has the fewest slots of the model; among equals, the one whose last turn is
+    longest ago.
+    """
 
     def __init__(self, slots: int, queue: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._slots = slots
         self._queue = queue
         self._clock = clock
-        self._active: dict[Ticket, tuple[str, float]] = {}
-        self._waiting: dict[str, deque[Ticket]] = {}
+        self._active: dict[Ticket, tuple[str, str, float]] = {}
+        self._waiting: dict[str, _Line[Ticket]] = {}
+        # When each key had its last turn, as a number that grows.
+        self._turns = itertools.count(1)
+        self._last_turn: Counter[str] = Counter()
         # How long a slot was held lately, in seconds: an average that forgets.
         self._hold = 5.0
 
-    def acquire(self, ticket: Ticket, model: str) -> Verdict:
-        """Ask for a slot of ``model``."""
+    def acquire(self, ticket: Ticket, model: str, key: str, *, alone: bool = True) -> Verdict:
+        """Ask for a slot of ``model``. ``alone``: there is no other key to leave room for."""
         if self._free(model) > 0:
-            self._active[ticket] = (model, self._clock())
+            self._grant(ticket, model, key)
             return Verdict.GRANTED
-        if sum(map(len, self._waiting.values())) >= self._queue:
+        own = sum(len(line.keys.get(key, ())) for line in self._waiting.values())
+        most = self._queue if alone else math.ceil(self._queue * _SHARE_OF_ONE_KEY)
+        if self.waiting >= self._queue or own >= most:
             return Verdict.FULL
-        self._waiting.setdefault(model, deque()).append(ticket)
+        self._waiting.setdefault(model, _Line()).join(ticket, key)
         return Verdict.WAITING
 
     def release(self, ticket: Ticket) -> list[Ticket]:
@@ -54,28 +92,44 @@ class Admission(Generic[Ticket]):
         """
         held = self._active.pop(ticket, None)
         if held is None:
-            for tickets in self._waiting.values():
-                if ticket in tickets:
-                    tickets.remove(ticket)
+            for line in self._waiting.values():
+                line.leave(ticket)
             return []
-        model, since = held
+        model, _, since = held
         self._hold += 0.2 * (self._clock() - since - self._hold)
         granted = []
-        tickets = self._waiting.get(model, deque())
-        while tickets and self._free(model) > 0:
-            following = tickets.popleft()
-            self._active[following] = (model, self._clock())
-            granted.append(following)
+        line = self._waiting.get(model, _Line())
+        while line and self._free(model) > 0:
+            held_by = self._held(model)
+            key = min(line.keys, key=lambda each: (held_by[each], self._last_turn[each]))
+            granted.append(line.take(key))
+            self._grant(granted[-1], model, key)
         return granted
 
     def forget_waiting(self, model: str) -> list[Ticket]:
         """Empty the queue of a model that is gone; return the tickets that were in it."""
-        return list(self._waiting.pop(model, deque()))
+        line = self._waiting.pop(model, _Line())
+        return [ticket for tickets in line.keys.values() for ticket in tickets]
 
     def retry_after(self) -> int:
         """Seconds after which a request that was turned away has a fair chance."""
-        waiting = sum(map(len, self._waiting.values()))
-        return min(_LONGEST_RETRY, max(1, math.ceil(self._hold * (waiting + 1) / self._slots)))
+        return min(_LONGEST_RETRY, max(1, math.ceil(self._hold * (self.waiting + 1) / self._slots)))
+
+    @property
+    def waiting(self) -> int:
+        """How many wait, for whatever model."""
+        return sum(map(len, self._waiting.values()))
+
+    def active(self, model: str) -> int:
+        """How many slots of ``model`` are in use."""
+        return self._held(model).total()
+
+    def _grant(self, ticket: Ticket, model: str, key: str) -> None:
+        self._active[ticket] = (model, key, self._clock())
+        self._last_turn[key] = next(self._turns)
+
+    def _held(self, model: str) -> Counter[str]:
+        return Counter(key for name, key, _ in self._active.values() if name == model)
 
     def _free(self, model: str) -> int:
-        return self._slots - sum(1 for name, _ in self._active.values() if name == model)
+        return self._slots - self.active(model)

@@ -55,6 +55,23 @@ def available_memory(root: Path = Path("/")) -> tuple[int, str]:
     return total, "the machine's memory"
 
 
+def used_memory(root: Path = Path("/")) -> int:
+    """Bytes of the container's memory in use, without pages of files that are not in use: the
+    kernel drops these when somebody else needs room. 0 where the kernel does not say.
+    """
+    for controllers, folder in groups(root):
+        if "memory" in controllers:
+            for current, unused in (
+                ("memory.current", "inactive_file"),
+                ("memory.usage_in_bytes", "total_inactive_file"),
+            ):
+                used = number(folder / current)
+                if used is not None:
+                    lines = (line.split() for line in text(folder / "memory.stat").splitlines())
+                    return max(0, used - sum(int(n) for name, n in lines if name == unused))
+    return 0
+
+
 def usable_threads(root: Path = Path("/")) -> int:
     """The engine threads that pay off: CPUs of the cpuset, less by a quota, up to a cap."""
     # The affinity already reflects a cpuset of either version.

@@ -4,9 +4,10 @@
 worker.
 
 A worker sends ``{"op": "acquire", "id": 7, "model": "default", "key": "owner"}`` and ``{"op":
-"release", "id": 7}``, the latter also to stop waiting. It gets ``{"event": "granted" | "full" |
-"unavailable", "id": 7, …}``, and ``{"event": "state", …}`` at once and whenever the state changes.
-A connection that ends gives everything back.
+"release", "id": 7, "outcome": {…}}``, the latter also to stop waiting; and ``{"op": "report", "id":
+8, "what": "metrics"}``. It gets ``{"event": "granted" | "full" | "limited" | "revoked" |
+"unavailable" | "report", "id": 7, …}``, and ``{"event": "state", …}`` and ``{"event": "keys", …}``
+at once and whenever these change. A connection that ends gives everything back.
 """
 
 from __future__ import annotations
@@ -21,9 +22,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nas_assistant.admission import Admission, Verdict
-from nas_assistant.engine import EngineBusy, EngineState, EngineUnavailable, LoadedModel
+from nas_assistant.desk import Desk
+from nas_assistant.engine import (
+    EngineBusy,
+    EngineState,
+    EngineUnavailable,
+    LoadedModel,
+    Outcome,
+    QuotaExceeded,
+)
+from nas_assistant.keys import KeyRing, parse_key
 from nas_assistant.logs import log
+
+_LONGEST = 16 << 20  # bytes of a message to a worker: a report, or many keys
 
 
 @dataclass(frozen=True)
@@ -36,10 +47,14 @@ class Backend:
 
 
 class ControlServer:
-    """The supervisor's side: tells workers the state, and each request if it may go on."""
+    """The supervisor's side: tells workers the state, and each request if it may go on.
 
-    def __init__(self, admission: Admission[tuple[int, int]]) -> None:
-        self._admission = admission
+    ``reports`` are functions by name, each of which gives a text.
+    """
+
+    def __init__(self, desk: Desk, reports: Mapping[str, Callable[[], str]]) -> None:
+        self._desk = desk
+        self._reports = reports
         self._workers: dict[int, asyncio.StreamWriter] = {}
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
@@ -62,12 +77,22 @@ class ControlServer:
     def publish(self, backends: Mapping[str, Backend], reason: str) -> None:
         """Tell all workers which models can be asked; with none, ``reason`` says why."""
         for model in self._backends.keys() - backends.keys():
-            for worker, number in self._admission.forget_waiting(model):
+            for worker, number in self._desk.forget_waiting(model):
                 self._send(worker, {"event": "unavailable", "id": number, "reason": reason})
         self._backends = dict(backends)
         self._reason = reason
         for worker in self._workers:
             self._send(worker, self._state())
+
+    def publish_keys(self) -> None:
+        """Tell all workers which keys count."""
+        for worker in self._workers:
+            self._send(worker, self._keys())
+
+    @property
+    def reason(self) -> str:
+        """Why nothing can be asked; empty while something can."""
+        return "" if self._backends else self._reason
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -75,6 +100,9 @@ class ControlServer:
             "reason": self._reason,
             "backends": [asdict(backend) for backend in self._backends.values()],
         }
+
+    def _keys(self) -> dict[str, Any]:
+        return {"event": "keys", "keys": [asdict(key) for key in self._desk.api_keys]}
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.create_task(self._serve(reader, writer))
@@ -85,6 +113,7 @@ class ControlServer:
         worker = next(self._numbers)
         self._workers[worker] = writer
         held: set[int] = set()
+        self._send(worker, self._keys())
         self._send(worker, self._state())
         try:
             while line := await reader.readline():
@@ -105,27 +134,26 @@ class ControlServer:
         number = int(message["id"])
         if message["op"] == "release":
             held.discard(number)
-            self._release(worker, number)
+            outcome = message.get("outcome")
+            self._release(worker, number, Outcome(**outcome) if outcome else None)
+        elif message["op"] == "report":
+            text = self._reports[message["what"]]()
+            self._send(worker, {"event": "report", "id": number, "text": text})
         elif message["op"] == "acquire":
             model = str(message["model"])
             if model not in self._backends:
                 self._send(worker, {"event": "unavailable", "id": number, "reason": self._reason})
                 return
-            verdict = self._admission.acquire((worker, number), model)
-            if verdict is Verdict.FULL:
-                self._send(
-                    worker,
-                    {"event": "full", "id": number, "retry_after": self._admission.retry_after()},
-                )
-                return
-            held.add(number)
-            if verdict is Verdict.GRANTED:
-                self._send(worker, {"event": "granted", "id": number})
+            answer = self._desk.acquire((worker, number), model, str(message["key"]))
+            if answer is None or answer["event"] == "granted":
+                held.add(number)
+            if answer is not None:
+                self._send(worker, {**answer, "id": number})
         else:
             raise ValueError(f"unknown op {message['op']!r}")
 
-    def _release(self, worker: int, number: int) -> None:
-        for next_worker, next_number in self._admission.release((worker, number)):
+    def _release(self, worker: int, number: int, outcome: Outcome | None = None) -> None:
+        for next_worker, next_number in self._desk.release((worker, number), outcome):
             self._send(next_worker, {"event": "granted", "id": next_number})
 
     def _send(self, worker: int, message: dict[str, Any]) -> None:
@@ -134,14 +162,25 @@ class ControlServer:
             writer.write(json.dumps(message).encode() + b"\n")
 
 
-class ControlClient:
-    """A gateway worker's side; ``lost`` is called when the supervisor cannot be heard any more."""
+@dataclass
+class Grant:
+    """A slot that is held: where to ask, and how it went, which its holder says."""
 
-    def __init__(self, path: Path, lost: Callable[[], None]) -> None:
+    backend: Backend
+    outcome: Outcome | None = None
+
+
+class ControlClient:
+    """A gateway worker's side. ``ring`` is kept up to date; ``lost`` is called when the supervisor
+    cannot be heard any more.
+    """
+
+    def __init__(self, path: Path, ring: KeyRing, lost: Callable[[], None]) -> None:
         self._path = path
+        self._ring = ring
         self._lost = lost
         self._numbers = itertools.count()
-        self._verdicts: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._first_state = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
@@ -150,7 +189,7 @@ class ControlClient:
 
     async def connect(self) -> None:
         """Connect and wait for the first state. Raises OSError when none comes."""
-        reader, self._writer = await asyncio.open_unix_connection(str(self._path))
+        reader, self._writer = await asyncio.open_unix_connection(str(self._path), limit=_LONGEST)
         self._task = asyncio.create_task(self._listen(reader))
         first = asyncio.create_task(self._first_state.wait())
         await asyncio.wait((self._task, first), return_when=asyncio.FIRST_COMPLETED)
@@ -167,25 +206,50 @@ class ControlClient:
             self._writer.close()
 
     @asynccontextmanager
-    async def slot(self, model: str, key: str) -> AsyncIterator[Backend]:
+    async def slot(self, model: str, key: str) -> AsyncIterator[Grant]:
         """Hold a slot of ``model``, waiting for it in the supervisor's queue. Raises EngineBusy,
-        EngineUnavailable.
+        QuotaExceeded, EngineUnavailable.
         """
+        outcome: Outcome | None = None
+        async with self._question({"op": "acquire", "model": model, "key": key}) as (number, reply):
+            try:
+                message = await reply
+                if message["event"] == "full":
+                    raise EngineBusy(message["retry_after"])
+                if message["event"] in ("limited", "revoked"):
+                    raise QuotaExceeded(message["message"], message.get("retry_after", 1))
+                backend = self.backends.get(model)
+                if message["event"] == "unavailable" or backend is None:
+                    raise EngineUnavailable(message.get("reason") or self.state.reason)
+                grant = Grant(backend)
+                try:
+                    yield grant
+                finally:
+                    outcome = grant.outcome
+            finally:
+                told = {"outcome": asdict(outcome)} if outcome else {}
+                self._send({"op": "release", "id": number, **told})
+
+    async def report(self, what: str) -> str:
+        """A text of the supervisor's, see ``ControlServer``. Raises EngineUnavailable."""
+        async with self._question({"op": "report", "what": what}) as (_, reply):
+            message = await reply
+        if message["event"] != "report":
+            raise EngineUnavailable(message.get("reason") or self.state.reason)
+        return str(message["text"])
+
+    @asynccontextmanager
+    async def _question(
+        self, message: dict[str, Any]
+    ) -> AsyncIterator[tuple[int, asyncio.Future[dict[str, Any]]]]:
         number = next(self._numbers)
-        verdict = asyncio.get_running_loop().create_future()
-        self._verdicts[number] = verdict
-        self._send({"op": "acquire", "id": number, "model": model, "key": key})
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._replies[number] = reply
+        self._send({**message, "id": number})
         try:
-            message = await verdict
-            if message["event"] == "full":
-                raise EngineBusy(message["retry_after"])
-            backend = self.backends.get(model)
-            if message["event"] == "unavailable" or backend is None:
-                raise EngineUnavailable(message.get("reason") or self.state.reason)
-            yield backend
+            yield number, reply
         finally:
-            del self._verdicts[number]
-            self._send({"op": "release", "id": number})
+            del self._replies[number]
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -199,9 +263,9 @@ class ControlClient:
             # Without its supervisor a worker may not use the engine: nobody would count.
             self.backends = {}
             self.state = EngineState(ready=False, reason="the supervisor is gone")
-            for verdict in self._verdicts.values():
-                if not verdict.done():
-                    verdict.set_result({"event": "unavailable", "reason": self.state.reason})
+            for reply in self._replies.values():
+                if not reply.done():
+                    reply.set_result({"event": "unavailable", "reason": self.state.reason})
         # Not when this side hung up: that cancels this task.
         self._lost()
 
@@ -219,10 +283,13 @@ class ControlClient:
             )
             self._first_state.set()
             return
-        verdict = self._verdicts.get(message["id"])
+        if message["event"] == "keys":
+            self._ring.replace(parse_key(entry, "control") for entry in message["keys"])
+            return
+        reply = self._replies.get(message["id"])
         # A waiter that was cancelled may be granted its slot meanwhile; its release is on the way.
-        if verdict is not None and not verdict.done():
-            verdict.set_result(message)
+        if reply is not None and not reply.done():
+            reply.set_result(message)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._writer is not None and not self._writer.is_closing():

@@ -28,6 +28,23 @@ class EngineState:
     models: Mapping[str, LoadedModel] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a request that had a slot ended, as far as is known.
+
+    ``status`` is HTTP's, 499 where the client left. ``cached_tokens`` are those of the prompt that
+    the engine had already. ``first_seconds``: from the request to the first piece of the answer.
+    ``writing_seconds``: what the engine took for the tokens of the answer.
+    """
+
+    status: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    first_seconds: float | None = None
+    writing_seconds: float = 0.0
+
+
 class EngineBusy(Exception):
     """Every slot is taken and the queue is full. ``retry_after`` is in seconds."""
 
@@ -36,12 +53,25 @@ class EngineBusy(Exception):
         self.retry_after = retry_after
 
 
+class QuotaExceeded(Exception):
+    """A limit of the key is reached; the text says which. ``retry_after`` is in seconds."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class EngineUnavailable(Exception):
     """The engine cannot answer, or stopped answering; the text says why."""
 
 
 class EngineAnswer(Protocol):
-    """An answer that has begun. Reading raises EngineUnavailable when the engine ends."""
+    """An answer that has begun. Reading raises EngineUnavailable when the engine ends.
+
+    Who reads it says with ``outcome`` how it went, for the books.
+    """
+
+    outcome: Outcome
 
     @property
     def status(self) -> int:
@@ -72,6 +102,9 @@ class Engine(Protocol):
     ) -> AbstractAsyncContextManager[EngineAnswer]:
         """Wait for a slot, send ``body`` to ``path``, and hold the slot until the context is left.
 
-        Raises EngineBusy or EngineUnavailable. Leaving early or being cancelled makes the engine
-        stop.
+        Raises EngineBusy, QuotaExceeded or EngineUnavailable. Leaving early or being cancelled
+        makes the engine stop.
         """
+
+    async def report(self, what: str) -> str:
+        """``metrics`` as Prometheus reads them, or ``status`` as JSON. Raises EngineUnavailable."""

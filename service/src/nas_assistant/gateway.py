@@ -16,10 +16,20 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from nas_assistant.engine import Engine, EngineAnswer, EngineBusy, EngineUnavailable, LoadedModel
+from nas_assistant.engine import (
+    Engine,
+    EngineAnswer,
+    EngineBusy,
+    EngineUnavailable,
+    LoadedModel,
+    QuotaExceeded,
+)
 from nas_assistant.errors import ApiError, bad_request, from_engine, unavailable
 from nas_assistant.generation import Generation, parse_chat, parse_completion
-from nas_assistant.middleware import KEY_NAME, ApiKeyGuard, RequestLog, error_response
+from nas_assistant.keys import ApiKey, KeyRing
+from nas_assistant.meter import Meter
+from nas_assistant.metrics import CONTENT_TYPE
+from nas_assistant.middleware import CLIENT_GONE, KEY, ApiKeyGuard, RequestLog, error_response
 from nas_assistant.settings import Settings
 
 MAX_BODY = 4 << 20
@@ -32,8 +42,8 @@ _STREAM_HEADERS = {
 }
 
 
-def create_app(settings: Settings, engine: Engine) -> Starlette:
-    """The whole API over ``engine``."""
+def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
+    """The whole API over ``engine``, for the keys in ``ring``."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -49,12 +59,26 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
             return error_response(unavailable(engine.state.reason))
         return JSONResponse({"status": "ready", "models": sorted(engine.state.models)})
 
-    async def models(_: Request) -> Response:
-        data = [_describe(model) for model in engine.state.models.values()]
-        return JSONResponse({"object": "list", "data": data})
+    async def models(request: Request) -> Response:
+        key: ApiKey = request.scope[KEY]
+        allowed = [each for each in engine.state.models.values() if key.may_use(each.name)]
+        return JSONResponse({"object": "list", "data": [_describe(each) for each in allowed]})
 
     async def model(request: Request) -> Response:
-        return JSONResponse(_describe(_find(settings, engine, request.path_params["id"])))
+        name, key = request.path_params["id"], request.scope[KEY]
+        return JSONResponse(_describe(_find(settings, engine, name, key)))
+
+    async def report(what: str, kind: str) -> Response:
+        try:
+            return Response(await engine.report(what), media_type=kind)
+        except EngineUnavailable as error:
+            return error_response(unavailable(str(error)))
+
+    async def metrics(_: Request) -> Response:
+        return await report("metrics", CONTENT_TYPE)
+
+    async def status(_: Request) -> Response:
+        return await report("status", "application/json")
 
     chat = _Generate("/v1/chat/completions", parse_chat, settings, engine)
     completion = _Generate("/v1/completions", parse_completion, settings, engine)
@@ -62,6 +86,8 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/admin/status", status),
             Route("/v1/models", models),
             Route("/v1/models/{id}", model),
             Route(chat.path, chat, methods=["POST"]),
@@ -69,7 +95,7 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
         ],
         middleware=[
             Middleware(RequestLog, access_log=settings.access_log),
-            Middleware(ApiKeyGuard, keys=settings.keys),
+            Middleware(ApiKeyGuard, ring=ring),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error},
         lifespan=lifespan,
@@ -92,7 +118,8 @@ class _Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._parse(await _read_body(Request(scope, receive)))
-        model = _find(self._settings, self._engine, generation.model or self._settings.variant)
+        name = generation.model or self._settings.variant
+        model = _find(self._settings, self._engine, name, scope[KEY])
         if self._parse is parse_chat and not model.chat:
             raise bad_request(
                 f"The model '{model.name}' has no chat template, so it cannot chat: use "
@@ -127,16 +154,27 @@ class _Generate:
     async def _answer(
         self, generation: Generation, model: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
+        meter = Meter(len(generation.body))
         try:
             async with self._engine.generate(
-                model, self.path, generation.body, scope[KEY_NAME]
+                model, self.path, generation.body, scope[KEY].name
             ) as answer:
                 if answer.status != 200:
                     raise from_engine(answer.status, await answer.read())
+                answer.outcome = meter.outcome(CLIENT_GONE)
                 if generation.stream:
-                    await _stream(answer, send)
+                    await _stream(answer, meter, generation.wants_usage, send)
                     return
                 body = await answer.read()
+                meter.feed(body)
+                answer.outcome = meter.outcome(200)
+        except QuotaExceeded as error:
+            raise ApiError(
+                429,
+                "rate_limit_exceeded",
+                str(error),
+                headers={"Retry-After": str(error.retry_after)},
+            ) from error
         except EngineBusy as error:
             raise ApiError(
                 429,
@@ -149,11 +187,13 @@ class _Generate:
         await Response(body, media_type="application/json")(scope, receive, send)
 
 
-async def _stream(answer: EngineAnswer, send: Send) -> None:
-    """Pass the engine's events on as they are; only errors are rewritten."""
+async def _stream(answer: EngineAnswer, meter: Meter, wants_usage: bool, send: Send) -> None:
+    """Pass the engine's events on as they are; only errors are rewritten, and figures left out that
+    nobody asked for.
+    """
     headers = [(name.encode(), value.encode()) for name, value in _STREAM_HEADERS.items()]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    held = b""
+    held, status = b"", 200
     try:
         async for chunk in answer.chunks():
             held += chunk
@@ -161,13 +201,22 @@ async def _stream(answer: EngineAnswer, send: Send) -> None:
             # event.
             end = held.rfind(b"\n\n") + 2
             if end > 1:
-                await send(
-                    {"type": "http.response.body", "body": _rewrite(held[:end]), "more_body": True}
-                )
-                held = held[end:]
+                events, held = held[:end], held[end:]
+                meter.feed(events)
+                answer.outcome = meter.outcome(CLIENT_GONE)
+                events = _rewrite(events if wants_usage else _without_usage(events))
+                await send({"type": "http.response.body", "body": events, "more_body": True})
     except EngineUnavailable as error:
-        held = b"data: " + unavailable(str(error)).body() + b"\n\n"
+        held, status = b"data: " + unavailable(str(error)).body() + b"\n\n", 503
+    answer.outcome = meter.outcome(status)
     await send({"type": "http.response.body", "body": held, "more_body": False})
+
+
+def _without_usage(events: bytes) -> bytes:
+    # As below; a chat's event with figures has no text, and an event with text no figures.
+    if b'"choices":[]' not in events:
+        return events
+    return b"\n\n".join(event for event in events.split(b"\n\n") if b'"choices":[]' not in event)
 
 
 def _rewrite(events: bytes) -> bytes:
@@ -213,8 +262,15 @@ async def _client_left(receive: Receive) -> None:
             pass
 
 
-def _find(settings: Settings, engine: Engine, name: str) -> LoadedModel:
+def _find(settings: Settings, engine: Engine, name: str, key: ApiKey) -> LoadedModel:
     state = engine.state
+    if not key.may_use(name):
+        raise ApiError(
+            403,
+            "model_not_allowed",
+            f"The API key '{key.name}' is for {', '.join(key.models)} alone.",
+            param="model",
+        )
     model = state.models.get(name)
     if model is not None:
         return model

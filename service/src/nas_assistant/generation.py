@@ -25,11 +25,16 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 @dataclass(frozen=True)
 class Generation:
-    """A checked request: ``model`` as named by the client, ``body`` for the engine."""
+    """A checked request: ``model`` as named by the client, ``body`` for the engine.
+
+    ``wants_usage``: the client asked for figures at the end of its stream. The engine is asked for
+    them always, for the books.
+    """
 
     model: str | None
     stream: bool
     body: bytes
+    wants_usage: bool
 
 
 def _integer(low: int, high: int) -> Callable[[Any], str | None]:
@@ -170,13 +175,17 @@ def _generation(
         if fields.get(name) is not None:
             _check(fields, name, check)
             payload[name] = fields[name]
+    stream = payload.get("stream", False)
+    wants_usage = payload.pop("stream_options", {}).get("include_usage", False)
+    if stream:
+        payload["stream_options"] = {"include_usage": True}
     try:
         body = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
         raise bad_request(
             "A string in the body holds half of a surrogate pair.", None, "invalid_json"
         ) from error
-    return Generation(model or None, payload.get("stream", False), body)
+    return Generation(model or None, stream, body, wants_usage)
 
 
 def _message(message: Any, at: int) -> dict[str, Any]:

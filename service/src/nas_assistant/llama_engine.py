@@ -11,7 +11,8 @@ from pathlib import Path
 import aiohttp
 
 from nas_assistant.control import Backend, ControlClient
-from nas_assistant.engine import EngineState, EngineUnavailable
+from nas_assistant.engine import EngineState, EngineUnavailable, Outcome
+from nas_assistant.keys import KeyRing
 
 _GONE = "the engine ended while it was answering"
 
@@ -19,11 +20,12 @@ _GONE = "the engine ended while it was answering"
 class LlamaEngine:
     """Implements ``engine.Engine`` in a gateway worker.
 
-    ``control_socket`` is the supervisor's; ``lost`` is called when it can no longer be heard.
+    ``control_socket`` is the supervisor's; ``ring`` gets its keys; ``lost`` is called when it can
+    no longer be heard.
     """
 
-    def __init__(self, control_socket: Path, lost: Callable[[], None]) -> None:
-        self._control = ControlClient(control_socket, lost)
+    def __init__(self, control_socket: Path, ring: KeyRing, lost: Callable[[], None]) -> None:
+        self._control = ControlClient(control_socket, ring, lost)
 
     @property
     def state(self) -> EngineState:
@@ -43,17 +45,27 @@ class LlamaEngine:
         self, model: str, path: str, body: bytes, key: str
     ) -> AsyncIterator[LlamaAnswer]:
         """See ``engine.Engine.generate``."""
-        async with self._control.slot(model, key) as backend, _session(backend) as session:
+        async with (
+            self._control.slot(model, key) as grant,
+            _session(grant.backend) as session,
+        ):
             try:
                 response = await session.post(f"http://engine{path}", data=body)
             except aiohttp.ClientError as error:
+                grant.outcome = Outcome(503)
                 raise EngineUnavailable(_GONE) from error
+            answer = LlamaAnswer(response)
             try:
-                yield LlamaAnswer(response)
+                yield answer
             finally:
                 # Before the slot goes to another request: the engine stops when its connection
                 # ends.
                 response.close()
+                grant.outcome = answer.outcome
+
+    async def report(self, what: str) -> str:
+        """See ``engine.Engine.report``."""
+        return await self._control.report(what)
 
 
 class LlamaAnswer:
@@ -61,6 +73,7 @@ class LlamaAnswer:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+        self.outcome = Outcome(response.status)
 
     @property
     def status(self) -> int:

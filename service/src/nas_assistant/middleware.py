@@ -6,24 +6,23 @@ shape.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import re
 import time
 import uuid
+from datetime import UTC, datetime
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nas_assistant.errors import ApiError
+from nas_assistant.keys import KeyRing, Role
 from nas_assistant.logs import log
-from nas_assistant.settings import ApiKey
 
 # Printable, short, and without anything that could forge a log line or a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-KEY_NAME = "nas_assistant.key"
+KEY = "nas_assistant.key"
 # nginx's word for a client that went away before it was answered.
 CLIENT_GONE = 499
 
@@ -82,44 +81,52 @@ class RequestLog:
                     ms=round((time.perf_counter() - started) * 1000, 1),
                     bytes=sent,
                     request_id=request_id,
-                    key=scope.get(KEY_NAME),
+                    key=key.name if (key := scope.get(KEY)) else None,
                 )
 
 
 class ApiKeyGuard:
-    """Lets nothing under /v1 through without a key, whether the path exists or not."""
+    """Lets nothing under /v1 through without a key, whether the path exists or not; and nothing
+    under /metrics and /admin without an admin's, save the page itself, which asks for it.
+    """
 
-    def __init__(self, app: ASGIApp, keys: tuple[ApiKey, ...]) -> None:
+    def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
         self._app = app
-        self._keys = keys
+        self._ring = ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
-        if scope["type"] == "http" and (scope["path"] + "/").startswith("/v1/"):
-            scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
-            name = self._name_of(secret.strip()) if scheme.lower() == "bearer" else None
-            if name is None:
-                message = (
-                    "Incorrect API key provided." if scheme else "You didn't provide an API key."
-                )
-                error = ApiError(
-                    401,
-                    "invalid_api_key",
-                    f"{message} Send it as 'Authorization: Bearer KEY'.",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-                await error_response(error)(scope, receive, send)
-                return
-            scope[KEY_NAME] = name
+        if scope["type"] == "http":
+            path = scope["path"] + "/"
+            for_admins = path.startswith(("/metrics/", "/admin/")) and path != "/admin/"
+            if for_admins or path.startswith("/v1/"):
+                error = self._refusal(scope, for_admins)
+                if error is not None:
+                    await error_response(error)(scope, receive, send)
+                    return
         await self._app(scope, receive, send)
 
-    def _name_of(self, secret: str) -> str | None:
-        """The name of the key, found in a time that does not depend on the secret or on which key
-        it is.
-        """
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        found = None
-        for key in self._keys:
-            if hmac.compare_digest(digest, key.digest):
-                found = key.name
-        return found
+    def _refusal(self, scope: Scope, for_admins: bool) -> ApiError | None:
+        """Note the request's key; return what is wrong with it."""
+        scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+        key = self._ring.find(secret.strip()) if scheme.lower() == "bearer" else None
+        if key is None or key.expired(datetime.now(UTC)):
+            message = "You didn't provide an API key."
+            if key is not None:
+                message = f"The API key '{key.name}' was valid until {key.expires}."
+            elif scheme:
+                message = "Incorrect API key provided."
+            return ApiError(
+                401,
+                "invalid_api_key",
+                f"{message} Send one as 'Authorization: Bearer KEY'.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        scope[KEY] = key
+        if for_admins and key.role is not Role.ADMIN:
+            return ApiError(
+                403,
+                "admin_only",
+                f"The API key '{key.name}' is a user's; this needs an admin's.",
+            )
+        return None

@@ -56,14 +56,6 @@ Address = TcpAddress | UnixAddress
 
 
 @dataclass(frozen=True)
-class ApiKey:
-    """A client's key: the name it has in logs and the SHA-256 of the secret."""
-
-    name: str
-    digest: bytes
-
-
-@dataclass(frozen=True)
 class ModelSettings:
     """One variant. ``file`` is relative to the models folder, ``context`` is in tokens per slot."""
 
@@ -96,7 +88,6 @@ class Settings:
     threads: int
     slots: int
     cache_mib: int
-    keys: tuple[ApiKey, ...]
     models: Mapping[str, ModelSettings]
 
     @property
@@ -162,7 +153,6 @@ class _Reader:
             threads=self._integer(engine, "threads", 0, 0, 256),
             slots=self._integer(engine, "slots", 4, 1, 64),
             cache_mib=self._integer(engine, "cache_mib", 128, 0, 65536),
-            keys=self._keys(),
             models=models,
         )
         self._refuse_leftovers()
@@ -201,26 +191,6 @@ class _Reader:
             ),
         )
 
-    def _keys(self) -> tuple[ApiKey, ...]:
-        section = "keys"
-        names = self.parser.options(section) if self.parser.has_section(section) else []
-        if not names:
-            raise SettingsError(
-                f"{self.path} [keys] is empty: at least one NAME = sha256:<64 hex> is required"
-            )
-        for name in names:
-            if not _NAME.fullmatch(name):
-                raise SettingsError(
-                    f"{self.path} [keys] {name!r}: allowed are letters, digits, dots, dashes"
-                )
-        # The value is not repeated in the message: an owner may have put the key itself there.
-        return tuple(
-            ApiKey(
-                name, self._take(section, name, None, _key_digest, "sha256:<64 hex>", secret=True)
-            )
-            for name in names
-        )
-
     def _integer(self, section: str, key: str, default: int, low: int, high: int) -> int:
         def parse(text: str) -> int:
             # int() alone would take "1_0" and " ٣".
@@ -237,8 +207,6 @@ class _Reader:
         default: str | None,
         parse: Callable[[str], T],
         allowed: str,
-        *,
-        secret: bool = False,
     ) -> T:
         text = default
         if self.parser.has_option(section, key):
@@ -249,19 +217,17 @@ class _Reader:
         try:
             return parse(text)
         except ValueError as error:
-            shown = "(not shown)" if secret else repr(text)
             raise SettingsError(
-                f"{self.path} [{section}] {key} = {shown}: allowed: {allowed}"
+                f"{self.path} [{section}] {key} = {text!r}: allowed: {allowed}"
             ) from error
 
     def _refuse_leftovers(self) -> None:
-        known = {"server": _SERVER_KEYS, "engine": _ENGINE_KEYS, "keys": ()}
+        known = {"server": _SERVER_KEYS, "engine": _ENGINE_KEYS}
         for section in self.parser.sections():
             allowed = _MODEL_KEYS if section.startswith(_MODEL_PREFIX) else known.get(section)
             if allowed is None:
                 raise SettingsError(
-                    f"{self.path} [{section}]: unknown section; allowed: server, engine, keys, "
-                    f"model:NAME"
+                    f"{self.path} [{section}]: unknown section; allowed: server, engine, model:NAME"
                 )
             for key in self.parser.options(section):
                 raise SettingsError(
@@ -330,10 +296,3 @@ def _sha256(text: str) -> str:
     if not _SHA256.fullmatch(text.lower()):
         raise ValueError(text)
     return text.lower()
-
-
-def _key_digest(text: str) -> bytes:
-    scheme, _, digest = text.partition(":")
-    if scheme != "sha256":
-        raise ValueError(scheme)
-    return bytes.fromhex(_sha256(digest))

@@ -22,19 +22,29 @@ from nas_assistant.admission import Admission
 from nas_assistant.checks import CheckedModel, StartRefused
 from nas_assistant.child import child_command
 from nas_assistant.control import Backend, ControlServer
+from nas_assistant.desk import Desk
 from nas_assistant.engine_process import EngineFailed, EngineProcess
+from nas_assistant.key_files import KeyFiles
+from nas_assistant.keys import KeyRing, KeysError
 from nas_assistant.logs import log
+from nas_assistant.metrics import Metrics
 from nas_assistant.settings import Settings
+from nas_assistant.state import Ledger
+from nas_assistant.status import Status
 
 _LONGEST_BACK_OFF = 30.0
 # An engine that ran this long did not fail because of its start.
 _STABLE_SECONDS = 60
 # What gunicorn may take beyond the time that it gives its requests.
 _STOP_MARGIN = 10
+_KEYS_EVERY = 1.0
+_USAGE_EVERY = 10.0
 
 
 class Supervisor:
-    """Owns the engine processes, the queue, and the gateway. ``listeners`` are bound sockets."""
+    """Owns the engine processes, the books, and the gateway. ``listeners`` are bound sockets;
+    ``ledger`` is where usage is noted.
+    """
 
     def __init__(
         self,
@@ -43,13 +53,23 @@ class Supervisor:
         models: Mapping[str, CheckedModel],
         build: str,
         listeners: list[socket.socket],
+        key_files: KeyFiles,
+        ledger: Ledger,
     ) -> None:
         self._settings = settings
         self._config = config
         self._models = models
         self._build = build
         self._listeners = listeners
-        self._control = ControlServer(Admission(settings.slots, settings.queue))
+        self._key_files = key_files
+        self._ring = KeyRing(key_files.load().values())
+        self._ledger = ledger
+        admission: Admission[tuple[int, int]] = Admission(settings.slots, settings.queue)
+        self._desk = Desk(admission, self._ring, ledger, Metrics())
+        self._status = Status(settings, self._desk, models)
+        self._control = ControlServer(
+            self._desk, {"metrics": self._desk.metrics, "status": self._report_status}
+        )
         self._backends: dict[str, Backend] = {}
         self._engines: dict[str, EngineProcess] = {}
         # Under /tmp, of this user alone: sockets and keys that are nobody else's.
@@ -80,6 +100,8 @@ class Supervisor:
                     f"{error}. The model file is whole; check its format and the memory"
                 ) from error
             keepers = [asyncio.create_task(self._keep_engine(name)) for name in self._models]
+            keepers += [asyncio.create_task(self._keep_keys())]
+            keepers += [asyncio.create_task(self._keep_usage())]
             return await self._serve(stopped)
         finally:
             for task in (*keepers, stopped):
@@ -87,7 +109,11 @@ class Supervisor:
             await asyncio.gather(*keepers, return_exceptions=True)
             await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
             await self._control.close()
+            await asyncio.to_thread(self._ledger.flush)
             shutil.rmtree(self._private_dir, ignore_errors=True)
+
+    def _report_status(self) -> str:
+        return self._status.text(self._control.reason)
 
     async def _serve(self, stopped: asyncio.Task[bool]) -> int:
         """Run the gateway until it ends or is to end."""
@@ -123,11 +149,13 @@ class Supervisor:
             self._settings, self._models[name], self._build, self._private_dir, number
         )
         self._engines[name] = engine
+        started = time.monotonic()
         try:
             await engine.start()
         except TimeoutError as error:
             raise EngineFailed("the engine did not get ready in time") from error
         self._backends[name] = engine.backend
+        self._desk.open_model(name, time.monotonic() - started)
         self._control.publish(self._backends, "")
 
     async def _keep_engine(self, name: str) -> None:
@@ -145,6 +173,7 @@ class Supervisor:
                 model=name,
             )
             self._backends.pop(name, None)
+            self._desk.close_model(name)
             self._control.publish(
                 self._backends, f"{reason.partition(' | ')[0]}, it is being started again"
             )
@@ -159,6 +188,30 @@ class Supervisor:
                 # OSError: no process, memory or disk to be had just now. It may pass.
                 log(logging.ERROR, "engine_failed", str(error), model=name)
                 self._engines[name].kill()
+
+    async def _keep_keys(self) -> None:
+        """Have the keys that the files say; what cannot be read changes nothing."""
+        complaint = ""
+        while True:
+            await asyncio.sleep(_KEYS_EVERY)
+            if not self._key_files.changed():
+                continue
+            try:
+                self._ring.replace(self._key_files.load().values())
+            except KeysError as error:
+                if str(error) != complaint:
+                    complaint = str(error)
+                    log(logging.ERROR, "keys_not_read", f"{error}. The keys of before go on")
+                continue
+            complaint = ""
+            self._control.publish_keys()
+            log(logging.INFO, "keys_changed", keys=sorted(self._ring.keys))
+
+    async def _keep_usage(self) -> None:
+        """Write what keys used, now and then."""
+        while True:
+            await asyncio.sleep(_USAGE_EVERY)
+            await asyncio.to_thread(self._ledger.flush)
 
     async def _start_gateway(self) -> asyncio.subprocess.Process:
         # A copy, so that a worker that is replaced later has the settings of this start.

@@ -16,6 +16,7 @@ from uvicorn_worker import UvicornWorker
 
 from nas_assistant.child import die_with_parent
 from nas_assistant.gateway import create_app
+from nas_assistant.keys import KeyRing
 from nas_assistant.llama_engine import LlamaEngine
 from nas_assistant.logs import configure
 from nas_assistant.settings import Settings
@@ -30,10 +31,9 @@ CONFIG_COPY = "config.ini"
 def application() -> Starlette:
     """The application, as the supervisor prepared it."""
     private_dir = Path(os.environ[PRIVATE_DIR])
-    return create_app(
-        Settings.load(private_dir / CONFIG_COPY, os.environ),
-        LlamaEngine(private_dir / CONTROL_SOCKET, _leave),
-    )
+    ring = KeyRing()
+    engine = LlamaEngine(private_dir / CONTROL_SOCKET, ring, _leave)
+    return create_app(Settings.load(private_dir / CONFIG_COPY, os.environ), engine, ring)
 
 
 def _leave() -> None:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The supervisor's books: who may go on, who has used how much, and the figures of it all.
+
+There is one, so two gateway workers never double a limit. It does no input and no output.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nas_assistant.admission import Admission, Verdict
+from nas_assistant.engine import Outcome
+from nas_assistant.keys import ApiKey, KeyRing
+from nas_assistant.metrics import Metrics
+from nas_assistant.quota import Quotas, Usage
+from nas_assistant.state import Ledger
+
+Ticket = tuple[int, int]  # a worker's connection, and the number it gave its request
+_GONE = 499
+_LAST = 20  # answers that a speed is worked out from
+
+
+@dataclass
+class _Held:
+    model: str
+    key: str
+    granted: bool
+
+
+class _Speed:
+    """Of the last answers of a model."""
+
+    def __init__(self) -> None:
+        self._speeds: deque[tuple[int, float]] = deque(maxlen=_LAST)
+        self._first: deque[float] = deque(maxlen=_LAST)
+
+    def note(self, outcome: Outcome) -> None:
+        if outcome.writing_seconds > 0:
+            self._speeds.append((outcome.completion_tokens, outcome.writing_seconds))
+        if outcome.first_seconds is not None:
+            self._first.append(outcome.first_seconds)
+
+    def figures(self) -> dict[str, float]:
+        tokens = sum(number for number, _ in self._speeds)
+        seconds = sum(seconds for _, seconds in self._speeds)
+        return {
+            "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0,
+            "first_token_seconds": round(statistics.median(self._first), 3) if self._first else 0.0,
+        }
+
+
+class Desk:
+    """Takes requests in and out. What it answers a worker is a message without its number."""
+
+    def __init__(
+        self, admission: Admission[Ticket], ring: KeyRing, ledger: Ledger, metrics: Metrics
+    ) -> None:
+        self._admission = admission
+        self._ring = ring
+        self._ledger = ledger
+        self._metrics = metrics
+        self._quotas = Quotas(ledger.of_day)
+        self._held: dict[Ticket, _Held] = {}
+        self._speeds: defaultdict[str, _Speed] = defaultdict(_Speed)
+        metrics.watch(lambda: admission.waiting, lambda: not ledger.complaint)
+
+    def acquire(self, ticket: Ticket, model: str, name: str) -> dict[str, Any] | None:
+        """Take a request in; none while it waits for its turn."""
+        key = self._ring.keys.get(name)
+        if key is None:  # revoked while it was on its way
+            return self._refuse("revoked", {"message": f"The key '{name}' is no more."})
+        exceeded = self._quotas.begin(key)
+        if exceeded is not None:
+            return self._refuse("limited", asdict(exceeded))
+        alone = len(self._ring.keys) < 2
+        verdict = self._admission.acquire(ticket, model, name, alone=alone)
+        if verdict is Verdict.FULL:
+            self._quotas.end(name, Usage())
+            return self._refuse("full", {"retry_after": self._admission.retry_after()})
+        granted = verdict is Verdict.GRANTED
+        self._held[ticket] = _Held(model, name, granted)
+        return {"event": "granted"} if granted else None
+
+    def release(self, ticket: Ticket, outcome: Outcome | None = None) -> list[Ticket]:
+        """Take a request out, one that waits too; return those whose turn it is now."""
+        held = self._held.pop(ticket, None)
+        if held is not None and held.granted:
+            self._count(held, outcome or Outcome(_GONE))
+        elif held is not None:
+            self._quotas.end(held.key, Usage())
+        following = self._admission.release(ticket)
+        for each in following:
+            self._held[each].granted = True
+        return following
+
+    def forget_waiting(self, model: str) -> list[Ticket]:
+        """Take all out that wait for a model that is gone; return them."""
+        gone = self._admission.forget_waiting(model)
+        for ticket in gone:
+            self._quotas.end(self._held.pop(ticket).key, Usage())
+        return gone
+
+    def open_model(self, model: str, seconds: float) -> None:
+        """Note that a model can be asked, and what its start took."""
+        self._metrics.engine_ready(model, seconds)
+        self._metrics.watch_slots(model, lambda: self._admission.active(model))
+
+    def close_model(self, model: str) -> None:
+        """Note that a model cannot be asked."""
+        self._metrics.engine_lost(model)
+
+    def metrics(self) -> str:
+        """All figures, as Prometheus reads them."""
+        return self._metrics.text()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        return self._admission.waiting
+
+    def active(self, model: str) -> int:
+        """How many slots of a model are in use."""
+        return self._admission.active(model)
+
+    def speed(self, model: str) -> dict[str, float]:
+        """Tokens a second and seconds to the first one, of the last answers of a model."""
+        return self._speeds[model].figures()
+
+    def used_today(self) -> Mapping[str, Usage]:
+        """What keys have used today."""
+        return {name: self._quotas.used(name) for name in self._ring.keys}
+
+    @property
+    def api_keys(self) -> list[ApiKey]:
+        """The keys that count."""
+        return list(self._ring.keys.values())
+
+    def _refuse(self, reason: str, message: dict[str, Any]) -> dict[str, Any]:
+        self._metrics.refused(reason)
+        return {"event": reason, **message}
+
+    def _count(self, held: _Held, outcome: Outcome) -> None:
+        usage = Usage(1, outcome.prompt_tokens, outcome.completion_tokens)
+        self._quotas.end(held.key, usage)
+        self._ledger.add(self._quotas.day, held.key, usage)
+        self._metrics.ended(held.model, held.key, outcome)
+        self._speeds[held.model].note(outcome)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The two files of keys: the inventory's, which the service only reads, and this NAS's own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nas_assistant.keys import ApiKey, KeysError, load
+from nas_assistant.logs import log
+
+FILE = "keys.json"
+
+
+@dataclass
+class KeyFiles:
+    """``inventory`` is the folder of the one, ``state`` the volume that the other is on."""
+
+    inventory: Path
+    state: Path
+    _seen: tuple[object, ...] = field(default=(), repr=False)
+    _last_own: dict[str, ApiKey] = field(default_factory=dict, repr=False)
+
+    @property
+    def fixed(self) -> Path:
+        """The inventory's file."""
+        return self.inventory / FILE
+
+    @property
+    def own(self) -> Path:
+        """The NAS's own."""
+        return self.state / FILE
+
+    def load(self) -> dict[str, ApiKey]:
+        """All keys by name. Where this NAS's own cannot be read, those of before, which the log
+        says; for the inventory's, raises KeysError.
+        """
+        self._seen = self._look()
+        fixed = load(self.fixed)
+        try:
+            self._last_own = load(self.own)
+        except KeysError as error:
+            log(
+                logging.ERROR,
+                "keys_not_read",
+                f"{error}. Restore it from a copy, or delete it",
+            )
+        return {**self._last_own, **fixed}
+
+    def changed(self) -> bool:
+        """Whether a file is another one since they were loaded."""
+        return self._look() != self._seen
+
+    def _look(self) -> tuple[object, ...]:
+        return tuple(_identity(path) for path in (self.fixed, self.own))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_ino, found.st_mtime_ns, found.st_size)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The state of the service as one JSON object, for the admin page."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from nas_assistant import __version__
+from nas_assistant.cgroup import available_memory, used_memory
+from nas_assistant.checks import CheckedModel
+from nas_assistant.desk import Desk
+from nas_assistant.settings import Settings
+
+_KEPT = 20
+
+
+class Status:
+    """Gathers it. From its making on, it keeps the last warnings and errors of this process."""
+
+    def __init__(self, settings: Settings, desk: Desk, models: Mapping[str, CheckedModel]) -> None:
+        self._settings = settings
+        self._desk = desk
+        self._models = models
+        self._started = time.time()
+        self._errors = _LastErrors()
+        logging.getLogger("nas_assistant").addHandler(self._errors)
+
+    def text(self, reason: str) -> str:
+        """All of it. Times are UTC, sizes bytes; ``reason`` says why nothing can be asked."""
+        limit, source = available_memory()
+        used = self._desk.used_today()
+        return json.dumps(
+            {
+                "version": __version__,
+                "started": _moment(self._started),
+                "reason": reason,
+                "models": [self._model(name, model) for name, model in self._models.items()],
+                "waiting": self._desk.waiting,
+                "queue": self._settings.queue,
+                "memory": {"used": used_memory(), "limit": limit, "limit_is": source},
+                "keys": [
+                    {
+                        **{name: value for name, value in asdict(key).items() if name != "sha256"},
+                        "used_today": asdict(used[key.name]),
+                    }
+                    for key in self._desk.api_keys
+                ],
+                "errors": list(self._errors.entries),
+            }
+        )
+
+    def _model(self, name: str, model: CheckedModel) -> dict[str, Any]:
+        return {
+            "name": name,
+            "file": model.settings.file,
+            "chat": model.chat,
+            "context": model.settings.context,
+            "threads": model.threads,
+            "slots": self._settings.slots,
+            "slots_in_use": self._desk.active(name),
+            "memory": {**asdict(model.need), "total": model.need.total},
+            **self._desk.speed(name),
+        }
+
+
+class _LastErrors(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.entries: deque[dict[str, str]] = deque(maxlen=_KEPT)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        event = str(getattr(record, "event", record.name))
+        entry = {"time": _moment(record.created), "event": event, "message": record.getMessage()}
+        self.entries.append(entry)
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
