@@ -344,11 +344,18 @@ ENGINE_CONTEXT = (
 )
 
 
+ENGINE_SCHEMA = (
+    b'{"error":{"code":400,"message":"Unable to generate parser for this template. Automatic parser'
+    b' generation failed: JSON schema error at #: type 5","type":"invalid_request_error"}}'
+)
+
+
 @pytest.mark.parametrize(
     ("status", "body", "expected", "code"),
     [
         (400, ENGINE_400, 400, "invalid_value"),
         (400, ENGINE_CONTEXT, 400, "context_length_exceeded"),
+        (400, ENGINE_SCHEMA, 400, "invalid_json_schema"),
         (500, b'{"error":{"code":500,"message":"x","type":"server_error"}}', 500, "engine_error"),
         (503, b'{"error":{"code":503,"message":"Loading model"}}', 503, "not_ready"),
         (401, b'{"error":{"code":401,"message":"key"}}', 500, "engine_error"),

@@ -66,3 +66,20 @@ def test_stalling(schema: dict[str, Any], said: str) -> None:
 def test_a_loop_of_references_ends() -> None:
     loop = {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}
     check_schemas([{"$ref": "#/$defs/a", "$defs": loop}], "tools")
+
+
+@pytest.mark.parametrize("required", ["a", {"a": True}, [1], [["a"]]])
+def test_required_is_a_list_of_names(required: Any) -> None:
+    with pytest.raises(ApiError, match="'required' that is no list"):
+        check_schemas([{"type": "object", "required": required}], "tools")
+
+
+@pytest.mark.parametrize("keyword", ["not", "uniqueItems", "patternProperties"])
+def test_what_the_engine_does_not_keep_to_is_not_strict(keyword: str) -> None:
+    schema = {"type": "array", "items": {keyword: {}}}
+    wish = {"type": "json_schema", "json_schema": {"schema": schema}}
+    check_response_format(wish)
+    wish["json_schema"]["strict"] = True  # type: ignore[index]
+    with pytest.raises(ApiError, match=f"is strict and has {keyword}"):
+        check_response_format(wish)
+    check_tools([{"type": "function", "function": {"name": "f", "parameters": schema}}])

@@ -66,6 +66,11 @@ def from_engine(status: int, body: bytes) -> ApiError:
         message, kind = "the engine answered with something that is not its error format", ""
     if kind == "exceed_context_size_error":
         return bad_request(message, "messages", "context_length_exceeded")
+    _, mark, fault = message.partition("JSON schema error ")
+    if mark:
+        return bad_request(
+            f"The JSON schema cannot be used: {fault}.", "response_format", "invalid_json_schema"
+        )
     if status == 503:
         return unavailable(message)
     if 400 <= status < 500 and status not in (401, 403):

@@ -20,6 +20,12 @@ _CHILD = ("additionalProperties", "contains", "if", "then", "else", "items", "no
 _CHILDREN = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
 _NAMED = ("$defs", "definitions", "patternProperties", "properties")
 _ALTERNATIVES = ("anyOf", "oneOf")
+# What llama.cpp reads over: its grammar allows what these forbid.
+_IGNORED = (
+    *("contains", "dependentRequired", "dependentSchemas", "else", "if", "maxProperties"),
+    *("minProperties", "multipleOf", "not", "patternProperties", "propertyNames", "then"),
+    *("uniqueItems", "unevaluatedItems", "unevaluatedProperties"),
+)
 
 
 def check_response_format(value: Any) -> None:
@@ -30,16 +36,25 @@ def check_response_format(value: Any) -> None:
             "'response_format' must be an object whose type is text, json_object or json_schema.",
             "response_format",
         )
-    schema = value.get("schema")
+    schema, strict = value.get("schema"), False
     if kind == "json_schema":
         wrapped = value.get("json_schema")
-        schema = wrapped.get("schema") if isinstance(wrapped, dict) else None
+        wrapped = wrapped if isinstance(wrapped, dict) else {}
+        schema, strict = wrapped.get("schema"), wrapped.get("strict") is True
         if not isinstance(schema, dict):
             raise bad_request(
                 "'response_format.json_schema' must be an object with a schema.", "response_format"
             )
     if isinstance(schema, dict):
         check_schemas([schema], "response_format")
+        for part in _parts(schema) if strict else ():
+            ignored = [key for key in _IGNORED if key in part]
+            if ignored:
+                raise bad_request(
+                    f"'response_format' is strict and has {ignored[0]}, which the engine does not "
+                    "keep to. Leave it out, or strict.",
+                    "response_format",
+                )
 
 
 def check_tools(value: Any) -> None:
@@ -108,6 +123,9 @@ def check_schemas(schemas: list[dict[str, Any]], where: str) -> None:
                     "maxLength.",
                     where,
                 )
+            required = part.get("required", [])
+            if not isinstance(required, list) or not all(isinstance(n, str) for n in required):
+                raise bad_request(f"'{where}' has a 'required' that is no list of names.", where)
             reference = part.get("$ref")
             if isinstance(reference, str) and not isinstance(_resolve(reference, root), dict):
                 raise bad_request(
