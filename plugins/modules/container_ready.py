@@ -67,6 +67,7 @@ import http.client
 import json
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -80,6 +81,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._systemd import newe
 PAUSE = 0.5  # seconds between two questions
 EX_CONFIG = 78  # the start script's exit code when starting again cannot help (sysexits.h)
 RESTART_NOW = ["docker", "restart", "--time", "10"]
+TAILS = (50, 10, 1)  # lines of the log
 CHANCES = 2  # restarts after another end, such as a kill, before it counts as a crash loop
 
 
@@ -187,12 +189,25 @@ def give_up(container: str, since: str, reason: str, refused: bool = False) -> s
     :param refused: whether its start script refused to go on, for which it gives a reason.
     """
     docker(["docker", "stop", "--time", "10", container])
-    logs = ["docker", "logs", "--tail", "50"]
-    found = last_error(docker([*logs, "--since", since, container]))
+    found = logged_error(container, ["--since", since], TAILS)
     if not found and refused:
-        # It has said why. On a slow CPU, nothing was found there although it had, once in two runs.
-        found = last_error(docker([*logs, container]))
+        # It has said why, but a slow machine may note its beginning after its first words. Without
+        # the time, the newest lines come first.
+        found = logged_error(container, [], TAILS[::-1])
     return f"{container}: {found or reason} ({reason}; the container was stopped)"
+
+
+def logged_error(container: str, options: list[str], tails: Sequence[int]) -> str:
+    """Return the last error in the container's log, empty where there is none.
+
+    :param tails: so many last lines are read, one number after the other until one has an error:
+        Docker reads up to the first line that a power cut damaged, and is silent about the rest.
+    """
+    for tail in tails:
+        found = last_error(docker(["docker", "logs", "--tail", str(tail), *options, container]))
+        if found:
+            return found
+    return ""
 
 
 def wait(container: str, path: str, timeout: float) -> dict[str, object]:

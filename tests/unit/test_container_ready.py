@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socketserver
 import threading
 from pathlib import Path
@@ -72,3 +73,25 @@ def test_a_refusal_that_was_logged_before_its_life_began(
         "nas", "2026-01-01T00:00:00Z", "exited, exit code 78", refused
     )
     assert message.startswith(f"nas: {said} (")
+
+
+@pytest.mark.parametrize("since", ["2026-01-02", "2026-01-05"])
+def test_a_log_that_a_power_cut_damaged(monkeypatch: pytest.MonkeyPatch, since: str) -> None:
+    """Docker 20.10 prints what is before the damage, and ends with 0. The life may be noted to have
+    begun after its first words.
+    """
+    old = ("2026-01-01", '{"level": "error", "message": "mended since"}')
+    new = ("2026-01-03", '{"level": "error", "message": "this CPU lacks avx2"}')
+    log = [old] * 30 + [("", "\0" * 300)] + [new] * 4
+
+    def docker(words: list[str]) -> str:
+        if "logs" not in words:
+            return ""
+        lines = log[-int(words[words.index("--tail") + 1]) :]
+        whole = itertools.takewhile(lambda line: "\0" not in line[1], lines)
+        least = words[words.index("--since") + 1] if "--since" in words else ""
+        return "\n".join(text for when, text in whole if when >= least)
+
+    monkeypatch.setattr(container_ready, "docker", docker)
+    message = container_ready.give_up("nas", since, "exited, exit code 78", refused=True)
+    assert message.startswith("nas: this CPU lacks avx2 (")
