@@ -10,10 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from nas_assistant.engine import EngineState, EngineUnavailable, LoadedModel, Outcome
+from nas_assistant.engine import EngineState, EngineUnavailable, Model, Outcome
 
 READY = EngineState(
-    ready=True, reason="", models={"default": LoadedModel("default", chat=True, created=1)}
+    ready=True,
+    reason="",
+    models={"default": Model("default", chat=True, created=1)},
+    unusable={"large": "large.gguf is damaged"},
 )
 
 

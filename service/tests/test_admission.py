@@ -5,8 +5,15 @@ from __future__ import annotations
 from nas_assistant.admission import Admission, Verdict
 
 
+def opened(slots: int, queue: int) -> Admission[str]:
+    """With two models that are in memory."""
+    admission: Admission[str] = Admission(slots, queue)
+    assert admission.open("m") == admission.open("n") == []
+    return admission
+
+
 def test_slots_then_queue_then_full() -> None:
-    admission: Admission[str] = Admission(slots=2, queue=1)
+    admission = opened(slots=2, queue=1)
     assert [admission.acquire(ticket, "m", "k") for ticket in "abcd"] == [
         Verdict.GRANTED,
         Verdict.GRANTED,
@@ -17,7 +24,7 @@ def test_slots_then_queue_then_full() -> None:
 
 
 def test_first_come_first_served() -> None:
-    admission: Admission[str] = Admission(slots=1, queue=9)
+    admission = opened(slots=1, queue=9)
     for ticket in "abc":
         admission.acquire(ticket, "m", "k")
     assert admission.release("a") == ["b"]
@@ -27,7 +34,7 @@ def test_first_come_first_served() -> None:
 
 
 def test_keys_take_turns() -> None:
-    admission: Admission[str] = Admission(slots=1, queue=9)
+    admission = opened(slots=1, queue=9)
     for ticket in ("a1", "a2", "a3", "b1", "b2", "c1"):
         admission.acquire(ticket, "m", ticket[0])
     order, current = [], "a1"
@@ -38,7 +45,7 @@ def test_keys_take_turns() -> None:
 
 
 def test_a_key_with_fewer_slots_comes_first() -> None:
-    admission: Admission[str] = Admission(slots=3, queue=9)
+    admission = opened(slots=3, queue=9)
     for ticket in ("a1", "a2", "b1", "a3", "b2"):
         admission.acquire(ticket, "m", ticket[0])
     # One key has two slots, the other none: it is the other's turn, though it came later.
@@ -47,18 +54,22 @@ def test_a_key_with_fewer_slots_comes_first() -> None:
 
 
 def test_one_key_leaves_room_for_others() -> None:
-    admission: Admission[int] = Admission(slots=1, queue=8)
-    verdicts = [admission.acquire(number, "m", "greedy", alone=False) for number in range(8)]
+    admission = opened(slots=1, queue=8)
+
+    def ask(ticket: str, model: str, key: str) -> Verdict:
+        return admission.acquire(ticket, model, key, alone=False)
+
+    verdicts = [ask(str(number), "m", "greedy") for number in range(8)]
     assert verdicts == [Verdict.GRANTED, *[Verdict.WAITING] * 6, Verdict.FULL]
-    assert admission.acquire(8, "m", "modest", alone=False) is Verdict.WAITING
-    assert admission.acquire(9, "n", "greedy", alone=False) is Verdict.GRANTED
-    assert admission.acquire(10, "n", "greedy", alone=False) is Verdict.FULL
-    assert admission.acquire(11, "n", "modest", alone=False) is Verdict.WAITING
-    assert admission.acquire(12, "n", "modest", alone=False) is Verdict.FULL
+    assert ask("8", "m", "modest") is Verdict.WAITING
+    assert ask("9", "n", "greedy") is Verdict.GRANTED
+    assert ask("10", "n", "greedy") is Verdict.FULL
+    assert ask("11", "n", "modest") is Verdict.WAITING
+    assert ask("12", "n", "modest") is Verdict.FULL
 
 
 def test_a_waiter_that_leaves_makes_room() -> None:
-    admission: Admission[str] = Admission(slots=1, queue=1)
+    admission = opened(slots=1, queue=1)
     admission.acquire("a", "m", "k")
     admission.acquire("b", "m", "k")
     assert admission.release("b") == []
@@ -67,7 +78,7 @@ def test_a_waiter_that_leaves_makes_room() -> None:
 
 
 def test_releasing_twice_or_the_unknown_is_harmless() -> None:
-    admission: Admission[str] = Admission(slots=1, queue=1)
+    admission = opened(slots=1, queue=1)
     admission.acquire("a", "m", "k")
     admission.release("a")
     assert admission.release("a") == []
@@ -75,7 +86,7 @@ def test_releasing_twice_or_the_unknown_is_harmless() -> None:
 
 
 def test_models_have_slots_of_their_own_and_share_the_queue() -> None:
-    admission: Admission[str] = Admission(slots=1, queue=1)
+    admission = opened(slots=1, queue=1)
     assert admission.acquire("a", "m", "k") is Verdict.GRANTED
     assert admission.acquire("b", "n", "k") is Verdict.GRANTED
     assert admission.acquire("c", "m", "k") is Verdict.WAITING
@@ -87,9 +98,28 @@ def test_models_have_slots_of_their_own_and_share_the_queue() -> None:
 def test_retry_after_follows_how_long_slots_are_held() -> None:
     now = 0.0
     admission: Admission[int] = Admission(slots=1, queue=8, clock=lambda: now)
+    admission.open("m")
     before = admission.retry_after()
     for ticket in range(20):
         admission.acquire(ticket, "m", "k")
         now += 30
         admission.release(ticket)
     assert before < admission.retry_after() <= 60
+
+
+def test_who_asks_for_a_model_that_is_not_there_waits_for_it() -> None:
+    admission: Admission[str] = Admission(slots=1, queue=9)
+    admission.open("m")
+    for ticket, model in (("a", "n"), ("b", "m"), ("c", "x"), ("d", "n")):
+        admission.acquire(ticket, model, "k")
+    assert admission.wanted() == ["n", "x"]
+    assert admission.open("n") == ["a"]
+    assert admission.wanted() == ["x"]
+    # Closed, it gives no more slots, and is wanted itself.
+    admission.close("n")
+    assert admission.release("a") == []
+    assert admission.wanted() == ["n", "x"]
+    assert admission.release("d") == []
+    assert admission.wanted() == ["x"]
+    assert admission.forget_waiting("x") == ["c"]
+    assert admission.wanted() == []

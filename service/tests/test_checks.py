@@ -35,8 +35,8 @@ def load(write_config: Callable[[str], Path]) -> Callable[..., Settings]:
 def test_a_whole_model_passes(models_dir: Path, load: Callable[..., Settings]) -> None:
     data = gguf_file(template="{{ x }}")
     (models_dir / "tiny.gguf").write_bytes(data)
-    checked = check_start(load(data), models_dir, "source")
-    assert checked.chat
+    (checked,) = check_start(load(data), models_dir, "source").models.values()
+    assert checked.model.chat
     assert checked.path == models_dir / "tiny.gguf"
     assert checked.threads >= 1
 
@@ -47,7 +47,8 @@ def test_chat_needs_a_template(
 ) -> None:
     data = gguf_file()
     (models_dir / "tiny.gguf").write_bytes(data)
-    assert check_start(load(data, extra), models_dir, "source").chat is chat
+    checked = check_start(load(data, extra), models_dir, "source")
+    assert checked.models["default"].model.chat is chat
 
 
 @pytest.mark.parametrize(
@@ -113,3 +114,48 @@ def test_old_cpu_with_the_wheel(
     with pytest.raises(StartRefused, match=r'lacks avx2, .* engine "source"'):
         check_start(load(data), models_dir, "wheel")
     assert check_start(load(data), models_dir, "source")
+
+
+def other(name: str, data: bytes, extra: str = "") -> str:
+    digest = hashlib.sha256(data).hexdigest()
+    return f"[model:{name}]\nfile = {name}.gguf\nsha256 = {digest}\n{extra}\n"
+
+
+def test_others_are_checked_and_may_be_unusable(
+    models_dir: Path, load: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is fine, one that is missing, one that is too large; digests are for later."""
+    data, huge = gguf_file(), gguf_file(context=1 << 20)
+    (models_dir / "tiny.gguf").write_bytes(data)
+    (models_dir / "fine.gguf").write_bytes(gguf_file(context=8192))
+    (models_dir / "huge.gguf").write_bytes(huge)
+    monkeypatch.setattr(checks, "available_memory", lambda: (700 << 20, "the container's limit"))
+    extra = other("fine", data) + other("gone", data) + other("huge", huge, "context = 900000")
+    checked = check_start(load(data, extra), models_dir, "source")
+    assert list(checked.models) == ["default", "fine"]
+    assert "does not exist" in checked.unusable["gone"]
+    assert "limit is 700 MiB" in checked.unusable["huge"]
+    assert checked.room == (700 << 20) - checked.models["default"].need.gateway
+    with pytest.raises(StartRefused, match="has SHA-256"):
+        checked.models["fine"].verify()
+    # What is pinned must be there, and fit beside the chosen one.
+    with pytest.raises(StartRefused, match=r"gone\.gguf does not exist"):
+        check_start(load(data, other("gone", data, "pinned = yes")), models_dir, "source")
+    more = other("fine", gguf_file(context=8192), "pinned = yes")
+    settings = load(data, more)
+    assert len(check_start(settings, models_dir, "source").at_start(settings)) == 2
+    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
+    with pytest.raises(StartRefused, match=r"need default \d+ \+ fine \d+ = \d+ MiB beside"):
+        check_start(settings, models_dir, "source")
+
+
+def test_one_that_would_fit_is_named(
+    models_dir: Path, load: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge, small = gguf_file(context=1 << 20), gguf_file()
+    (models_dir / "tiny.gguf").write_bytes(huge)
+    (models_dir / "small.gguf").write_bytes(small)
+    monkeypatch.setattr(checks, "available_memory", lambda: (500 << 20, "the container's limit"))
+    settings = load(huge, "context = 900000\n" + other("small", small))
+    with pytest.raises(StartRefused, match=r"choose a smaller model \('small' fits\), or raise"):
+        check_start(settings, models_dir, "source")

@@ -17,7 +17,7 @@ from nas_assistant.desk import Desk
 from nas_assistant.engine import (
     EngineBusy,
     EngineUnavailable,
-    LoadedModel,
+    Model,
     Outcome,
     QuotaExceeded,
 )
@@ -28,7 +28,7 @@ from nas_assistant.state import Ledger
 from .conftest import SECRET, api_key
 
 RING = KeyRing([api_key()])
-BACKEND = Backend(LoadedModel("default", True, 1), "/engine.sock", "secret")
+BACKEND = Backend(Model("default", True, 1), "/engine.sock", "secret")
 
 
 @asynccontextmanager
@@ -38,7 +38,8 @@ async def _line(
     desk = Desk(Admission(slots, queue), ring, Ledger(path), Metrics())
     server = ControlServer(desk, {"metrics": desk.metrics})
     await server.start(path / "control.sock")
-    server.publish({"default": BACKEND}, "")
+    server.publish([BACKEND.model], {}, "")
+    server.open(BACKEND)
     yield server
     await server.close()
 
@@ -115,13 +116,14 @@ async def check_a_lost_engine_empties_the_queue(path: Path) -> None:
         await _hold(client, stack)
         waiting = asyncio.create_task(_hold(client, stack))
         await asyncio.sleep(0.05)
-        server.publish({}, "the engine ended")
+        server.publish([], {"default": "the engine ended"}, "the engine ended")
         with pytest.raises(EngineUnavailable, match="the engine ended"):
             await waiting
         assert (client.state.ready, client.state.reason) == (False, "the engine ended")
         with pytest.raises(EngineUnavailable):
             await _hold(client, stack)
-        server.publish({"default": BACKEND}, "")
+        server.open(BACKEND)
+        server.publish([BACKEND.model], {}, "")
         await _until(lambda: client.state.ready)
         await client.close()
 
@@ -160,6 +162,24 @@ async def check_a_worker_does_not_start_without_a_state(path: Path) -> None:
         await client.connect()
     await client.close()
     server.close()
+
+
+async def check_a_model_that_is_not_there_is_waited_for(path: Path) -> None:
+    other = Backend(Model("other", True, 1), "/other.sock", "secret")
+    async with _line(path, slots=1, queue=4) as server, AsyncExitStack() as stack:
+        client = await _client(path)
+        server.publish([BACKEND.model, other.model], {"lost": "it is damaged"}, "")
+        await _until(lambda: len(client.state.models) == 2)
+        assert client.state.unusable == {"lost": "it is damaged"}
+        server.changed.clear()
+        waiting = asyncio.create_task(stack.enter_async_context(client.slot("other", "owner")))
+        await server.changed.wait()
+        assert not waiting.done()
+        server.open(other)
+        assert (await waiting).backend == other
+        with pytest.raises(EngineUnavailable, match="it is damaged"):
+            await stack.enter_async_context(client.slot("lost", "owner"))
+        await client.close()
 
 
 async def check_limits_of_a_key_hold_for_all_workers(path: Path) -> None:
@@ -229,6 +249,7 @@ async def check_workers_know_the_keys(path: Path) -> None:
         check_nonsense_drops_only_its_own_connection,
         check_a_worker_notices_that_the_line_is_lost,
         check_a_worker_does_not_start_without_a_state,
+        check_a_model_that_is_not_there_is_waited_for,
         check_limits_of_a_key_hold_for_all_workers,
         check_what_was_used_is_counted_once,
         check_workers_know_the_keys,

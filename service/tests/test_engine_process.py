@@ -40,10 +40,10 @@ def test_an_engine_that_is_stuck_is_killed(
     service = Service(tmp_path, models)
     settings = Settings.load(service.config, {})
 
+    checked = check_start(settings, models, "wheel")
+
     async def run() -> None:
-        engine = EngineProcess(
-            settings, check_start(settings, models, "wheel"), "wheel", tmp_path, 0
-        )
+        engine = EngineProcess(settings, checked.models["default"], "wheel", tmp_path, 0)
         await engine.start()
         try:
             assert await engine.takes_work(5)

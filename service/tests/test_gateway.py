@@ -18,7 +18,7 @@ from nas_assistant.engine import (
     EngineBusy,
     EngineState,
     EngineUnavailable,
-    LoadedModel,
+    Model,
     QuotaExceeded,
 )
 from nas_assistant.gateway import MAX_BODY, create_app
@@ -141,8 +141,8 @@ def test_models(client: TestClient) -> None:
     assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
     assert client.get("/v1/models/default").json() == model
     check_error(client.get("/v1/models/none"), 404, "model_not_found")
-    error = check_error(client.get("/v1/models/large"), 404, "model_not_found")
-    assert "MODEL_VARIANT=large" in error["message"]
+    error = check_error(client.get("/v1/models/large"), 503, "not_ready")
+    assert "large.gguf is damaged" in error["message"]
 
 
 def test_unknown_paths_and_methods(client: TestClient) -> None:
@@ -313,7 +313,7 @@ def test_large_bodies(client: TestClient) -> None:
 
 
 def test_chat_without_a_template(client: TestClient, engine: FakeEngine) -> None:
-    engine.state = EngineState(True, "", {"default": LoadedModel("default", False, 1)})
+    engine.state = EngineState(True, "", {"default": Model("default", False, 1)})
     error = check_error(client.post(CHAT, json=HELLO), 400, "model_not_chat")
     assert "chat_template" in error["message"]
     assert client.post("/v1/completions", json={"prompt": "Once"}).is_success

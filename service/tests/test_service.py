@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -57,7 +58,7 @@ def client(service: Service) -> Iterator[openai.OpenAI]:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["default"]
+    assert [model.id for model in client.models.list()] == ["default", "large"]
     assert client.models.retrieve("default").owned_by == "nas.assistant"
 
 
@@ -101,7 +102,7 @@ def test_errors(service: Service, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt", messages=MESSAGES)
     assert unknown.value.code == "model_not_found"
-    with pytest.raises(openai.NotFoundError, match="MODEL_VARIANT=large"):
+    with pytest.raises(openai.BadRequestError, match="no chat template"):
         client.chat.completions.create(model="large", messages=MESSAGES)
     with pytest.raises(openai.BadRequestError) as value:
         client.chat.completions.create(model="default", messages=MESSAGES, max_tokens=0)
@@ -293,10 +294,37 @@ def test_supervisor_killed_leaves_nothing_and_starts_again(own_service: Service)
     assert own_service.stop() == 0
 
 
+def test_a_model_is_loaded_for_the_first_who_asks(own_service: Service) -> None:
+    """With a damaged one beside it, which is found out when it is asked for, and not before."""
+    text = own_service.config.read_text("utf-8")
+    text += f"\nkv_cache = q8_0\n[model:damaged]\nfile = damaged.gguf\nsha256 = {'0' * 64}\n"
+    own_service.config.write_text(text, "utf-8")
+    models = own_service.folder / "models"
+    models.mkdir()
+    for name, source in {
+        CHAT_MODEL: CHAT_MODEL,
+        BASE_MODEL: BASE_MODEL,
+        "damaged.gguf": CHAT_MODEL,
+    }.items():
+        shutil.copyfile(own_service.models / source, models / name)
+    own_service.models = models
+    own_service.start()
+    engine = "-m nas_assistant.wheel_server"
+    assert len(own_service.pids(engine)) == 1
+    with client_of(own_service) as client:
+        asked = {"prompt": "Paris is", "max_tokens": 4}
+        assert client.completions.create(model="large", **asked).choices  # type: ignore[call-overload]
+        assert len(own_service.pids(engine)) == 2
+        assert client.completions.create(model="default", **asked).choices  # type: ignore[call-overload]
+        with pytest.raises(openai.InternalServerError, match="has SHA-256"):
+            client.completions.create(model="damaged", **asked)  # type: ignore[call-overload]
+        assert "damaged" not in [model.id for model in client.models.list()]
+    assert own_service.status("/readyz") == 200
+
+
 def test_base_model_completes_but_does_not_chat(own_service: Service) -> None:
     own_service.start(MODEL_VARIANT="large")
     with client_of(own_service) as client:
-        assert [model.id for model in client.models.list()] == ["large"]
         assert client.completions.create(model="large", prompt="Paris is", max_tokens=4).choices
         with pytest.raises(openai.BadRequestError, match="no chat template"):
             client.chat.completions.create(model="large", messages=MESSAGES)
@@ -322,7 +350,7 @@ def test_refused_starts_say_why_in_one_line(own_service: Service) -> None:
 
     whole = own_service.config.read_text("utf-8")
     code, lines = own_service.run("check")
-    assert (code, [line["event"] for line in lines]) == (0, ["check_passed"])
+    assert (code, [line["event"] for line in lines]) == (0, ["check_passed", "check_passed"])
     assert "default, large" in refusal(MODEL_VARIANT="huge")
     own_service.config.write_text(whole.replace("slots = 2", "slots = many"), "utf-8")
     assert "slots = 'many'" in refusal("check")

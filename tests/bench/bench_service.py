@@ -257,7 +257,8 @@ sha256 = {digest}
 async def bench(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Start both, measure, stop both."""
     settings = Settings.load(write_config(folder, options), {})
-    model = check_start(settings, options.model.parent, options.engine)
+    checked = check_start(settings, options.model.parent, options.engine)
+    model = checked.models[settings.variant]
     with running_service(folder, options) as service:
         engine = EngineProcess(settings, model, options.engine, folder, 0)
         before = children(os.getpid())

@@ -249,6 +249,23 @@ def test_a_site_that_does_not_get_on_with_others_is_taken_back(
     assert ask(client).status_code == 200
 
 
+def test_a_model_that_a_client_names_is_loaded(host: Host, client: httpx.Client) -> None:
+    """Both do not fit into the container's memory: one makes room for the other, and comes back."""
+    models = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    assert models == ["default", "large"]
+
+    for model in ("large", "default", "large", "default"):
+        body = {"model": model, "prompt": "One, two,", "max_tokens": 4}
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+    status = client.get("/admin/status").json()
+    assert [each["name"] for each in status["models"]] == models
+    assert status["memory"]["used"] < status["memory"]["limit"]
+    assert host.run(
+        "docker inspect nas-assistant --format '{{.State.OOMKilled}}'"
+    ).stdout.strip() == ("false")
+
+
 def test_variant_is_switched_without_a_new_image(
     host: Host, client: httpx.Client, playbook: Playbook, wait_ready: Callable[[], float]
 ) -> None:

@@ -116,29 +116,20 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
     try:
         keys = key_files.load()
         build = options.engine or BUILD_FILE.read_text(encoding="ascii").strip()
-        model = check_start(settings, options.models_dir, build)
+        checked = check_start(settings, options.models_dir, build)
         if options.command == "check":
             configure("info")
-            log(
-                logging.INFO,
-                "check_passed",
-                f"model {model.settings.name!r} fits: {model.need}",
-                engine=build,
-            )
+        for name, model in checked.models.items():
+            log(logging.INFO, "check_passed", f"model {name!r} fits: {model.need}", engine=build)
+        if options.command == "check":
             return 0
-        log(
-            logging.INFO,
-            "check_passed",
-            f"model {model.settings.name!r} fits: {model.need}",
-            engine=build,
-        )
         if not keys:
             log(logging.WARNING, "no_keys", "nobody has a key yet: `keys create NAME` makes one")
         state.mend(options.state_dir)
         listeners = bind_all(settings.bind)
-        models, ledger = {model.settings.name: model}, state.Ledger(options.state_dir)
+        ledger = state.Ledger(options.state_dir)
         supervisor = Supervisor(
-            settings, options.config, models, build, listeners, key_files, ledger
+            settings, options.config, checked, build, listeners, key_files, ledger
         )
         return asyncio.run(supervisor.run())
     except (StartRefused, KeysError) as error:

@@ -32,7 +32,8 @@ class Verdict(Enum):
 class _Line(Generic[Ticket]):
     """Who waits for one model: the tickets of each key, first come first served."""
 
-    def __init__(self) -> None:
+    def __init__(self, since: int) -> None:
+        self.since = since
         self.keys: dict[str, deque[Ticket]] = {}
 
     def __len__(self) -> int:
@@ -58,8 +59,8 @@ class _Line(Generic[Ticket]):
 class Admission(Generic[Ticket]):
     """Slots per model and one bounded queue, in which keys take turns. A ticket is a request.
 
-    Next is the key that has the fewest slots of the model; among equals, the one whose last turn is
-    longest ago.
+    Only a model that is open has slots; for another one, requests wait. Next is the key that has
+    the fewest slots of the model; among equals, the one whose last turn is longest ago.
     """
 
     def __init__(self, slots: int, queue: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -67,7 +68,9 @@ class Admission(Generic[Ticket]):
         self._queue = queue
         self._clock = clock
         self._active: dict[Ticket, tuple[str, str, float]] = {}
+        self._open: set[str] = set()
         self._waiting: dict[str, _Line[Ticket]] = {}
+        self._arrivals = itertools.count(1)
         # When each key had its last turn, as a number that grows.
         self._turns = itertools.count(1)
         self._last_turn: Counter[str] = Counter()
@@ -83,7 +86,9 @@ class Admission(Generic[Ticket]):
         most = self._queue if alone else math.ceil(self._queue * _SHARE_OF_ONE_KEY)
         if self.waiting >= self._queue or own >= most:
             return Verdict.FULL
-        self._waiting.setdefault(model, _Line()).join(ticket, key)
+        if model not in self._waiting:
+            self._waiting[model] = _Line(next(self._arrivals))
+        self._waiting[model].join(ticket, key)
         return Verdict.WAITING
 
     def release(self, ticket: Ticket) -> list[Ticket]:
@@ -92,24 +97,33 @@ class Admission(Generic[Ticket]):
         """
         held = self._active.pop(ticket, None)
         if held is None:
-            for line in self._waiting.values():
+            for model, line in list(self._waiting.items()):
                 line.leave(ticket)
+                if not line:
+                    del self._waiting[model]
             return []
         model, _, since = held
         self._hold += 0.2 * (self._clock() - since - self._hold)
-        granted = []
-        line = self._waiting.get(model, _Line())
-        while line and self._free(model) > 0:
-            held_by = self._held(model)
-            key = min(line.keys, key=lambda each: (held_by[each], self._last_turn[each]))
-            granted.append(line.take(key))
-            self._grant(granted[-1], model, key)
-        return granted
+        return self._next(model)
+
+    def open(self, model: str) -> list[Ticket]:
+        """Give a model its slots; return the tickets that have one from now on."""
+        self._open.add(model)
+        return self._next(model)
+
+    def close(self, model: str) -> None:
+        """Give no more slots of a model; who has one goes on."""
+        self._open.discard(model)
+
+    def wanted(self) -> list[str]:
+        """The models that are waited for and not open; the one that is waited for longest first."""
+        closed = [model for model in self._waiting if model not in self._open]
+        return sorted(closed, key=lambda model: self._waiting[model].since)
 
     def forget_waiting(self, model: str) -> list[Ticket]:
         """Empty the queue of a model that is gone; return the tickets that were in it."""
-        line = self._waiting.pop(model, _Line())
-        return [ticket for tickets in line.keys.values() for ticket in tickets]
+        line = self._waiting.pop(model, None)
+        return [ticket for tickets in line.keys.values() for ticket in tickets] if line else []
 
     def retry_after(self) -> int:
         """Seconds after which a request that was turned away has a fair chance."""
@@ -124,6 +138,17 @@ class Admission(Generic[Ticket]):
         """How many slots of ``model`` are in use."""
         return self._held(model).total()
 
+    def _next(self, model: str) -> list[Ticket]:
+        granted: list[Ticket] = []
+        while model in self._waiting and self._free(model) > 0:
+            line, held_by = self._waiting[model], self._held(model)
+            key = min(line.keys, key=lambda each: (held_by[each], self._last_turn[each]))
+            granted.append(line.take(key))
+            self._grant(granted[-1], model, key)
+            if not line:
+                del self._waiting[model]
+        return granted
+
     def _grant(self, ticket: Ticket, model: str, key: str) -> None:
         self._active[ticket] = (model, key, self._clock())
         self._last_turn[key] = next(self._turns)
@@ -132,4 +157,4 @@ class Admission(Generic[Ticket]):
         return Counter(key for name, key, _ in self._active.values() if name == model)
 
     def _free(self, model: str) -> int:
-        return self._slots - self.active(model)
+        return self._slots - self.active(model) if model in self._open else 0

@@ -7,11 +7,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nas_assistant.cgroup import available_memory, usable_threads
 from nas_assistant.cpu import missing_for_wheel
+from nas_assistant.engine import Model
 from nas_assistant.gguf import GgufError, read_head
 from nas_assistant.logs import log
 from nas_assistant.memory import MIB, MemoryNeed, in_mib, memory_need
@@ -24,21 +26,73 @@ class StartRefused(Exception):
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A model that passed every check. ``chat``: it has a chat template. ``created``: Unix time."""
+    """A model that passed every check save its digest's."""
 
     settings: ModelSettings
     path: Path
-    chat: bool
-    created: int
+    model: Model
     need: MemoryNeed
     threads: int
 
+    def verify(self) -> None:
+        """Compare the whole file with its digest: a damaged model answers nonsense rather than
+        failing. Raises StartRefused.
+        """
+        _check_digest(self.settings, self.path)
 
-def check_start(settings: Settings, models_dir: Path, engine_build: str) -> CheckedModel:
-    """Check CPU, model file, memory and digest for the chosen variant. Raises StartRefused."""
+
+@dataclass(frozen=True)
+class Checked:
+    """The models that can be used by name, why others cannot, and the bytes that there are for
+    those in memory together.
+    """
+
+    models: Mapping[str, CheckedModel]
+    unusable: Mapping[str, str]
+    room: int
+
+    def at_start(self, settings: Settings) -> list[CheckedModel]:
+        """Those that are loaded at start: the chosen variant, and what is pinned."""
+        pinned = [name for name in self.models if settings.models[name].pinned]
+        return [self.models[name] for name in dict.fromkeys([settings.variant, *pinned])]
+
+
+def check_start(settings: Settings, models_dir: Path, engine_build: str) -> Checked:
+    """Check CPU, model files and memory. What is wrong with the chosen variant, or with one that is
+    pinned, raises StartRefused; what is wrong with another one is noted.
+    """
     if engine_build == "wheel":
         _check_cpu()
-    model = settings.model
+    models: dict[str, CheckedModel] = {}
+    unusable: dict[str, str] = {}
+    for name, model in settings.models.items():
+        try:
+            models[name] = check_model(settings, model, models_dir)
+        except StartRefused as error:
+            if model.pinned or model is settings.model:
+                raise
+            unusable[name] = str(error)
+    available, source = available_memory()
+    limit = f"{source} is {in_mib(available - MIB + 1)} MiB"
+    _check_variant(models, settings, available, limit)
+    room = available - models[settings.variant].need.gateway
+    checked = Checked(models, unusable, room)
+    at_start = checked.at_start(settings)
+    _check_together(at_start, room, limit)
+    pinned = sum(found.need.own for found in at_start if found.settings.pinned)
+    for name in [name for name, found in models.items() if found not in at_start]:
+        if models[name].need.own + pinned > room:
+            beside = f" beside {in_mib(pinned)} MiB that are pinned" if pinned else ""
+            unusable[name] = f"model {name!r} needs {models.pop(name).need}{beside}, but {limit}"
+    for found in at_start:
+        found.verify()
+    for name, reason in unusable.items():
+        log(logging.WARNING, "model_unusable", reason, model=name)
+    return checked
+
+
+def check_model(settings: Settings, model: ModelSettings, models_dir: Path) -> CheckedModel:
+    """Check a model's file and its context. Raises StartRefused."""
     path = _model_path(model, models_dir)
     try:
         head = read_head(path)
@@ -54,13 +108,11 @@ def check_start(settings: Settings, models_dir: Path, engine_build: str) -> Chec
             f"model {model.name!r}: {path} is not a usable GGUF file: {error}. Fetch it again"
         ) from error
     _check_context(model, trained)
-    _check_memory(model, need)
-    _check_digest(model, path)
+    chat = bool(model.chat_template or head.chat_template)
     return CheckedModel(
         settings=model,
         path=path,
-        chat=bool(model.chat_template or head.chat_template),
-        created=int(path.stat().st_mtime),
+        model=Model(model.name, chat, int(path.stat().st_mtime)),
         need=need,
         threads=settings.threads or usable_threads(),
     )
@@ -121,22 +173,38 @@ def _check_context(model: ModelSettings, trained: int) -> None:
         )
 
 
-def _check_memory(model: ModelSettings, need: MemoryNeed) -> None:
-    available, source = available_memory()
+def _check_variant(
+    models: Mapping[str, CheckedModel], settings: Settings, available: int, limit: str
+) -> None:
+    """See that the chosen variant fits, alone."""
+    need = models[settings.variant].need
     if need.total > available:
+        sizes = {name: found.need.total for name, found in models.items()}
+        fitting = [name for name, size in sizes.items() if size <= available]
+        nearest = f" ({max(fitting, key=sizes.__getitem__)!r} fits)" if fitting else ""
         raise StartRefused(
-            f"model {model.name!r} needs {need}, but {source} is {in_mib(available - MIB + 1)} "
-            f"MiB. Lower context, "
-            "slots or cache_mib, choose a smaller model, or raise the limit"
+            f"model {settings.variant!r} needs {need}, but {limit}. Lower context, slots or "
+            f"cache_mib, choose a smaller model{nearest}, or raise the limit"
+        )
+
+
+def _check_together(at_start: Iterable[CheckedModel], room: int, limit: str) -> None:
+    """See that all that is in memory from the start fits."""
+    parts = {found.settings.name: found.need.own for found in at_start}
+    if sum(parts.values()) > room:
+        named = " + ".join(f"{name} {in_mib(size)}" for name, size in parts.items())
+        raise StartRefused(
+            f"models that are in memory from the start need {named} = "
+            f"{in_mib(sum(parts.values()))} MiB beside the gateway, but {limit}. Pin fewer, or "
+            "raise the limit"
         )
 
 
 def _check_digest(model: ModelSettings, path: Path) -> None:
-    """Compare the whole file: a damaged model answers nonsense rather than failing."""
     log(
         logging.INFO,
         "verify_model",
-        f"reading all of {path} to verify its SHA-256, as at each start",
+        f"reading all of {path} to verify its SHA-256",
     )
     try:
         with path.open("rb") as file:

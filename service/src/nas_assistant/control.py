@@ -16,18 +16,18 @@ import asyncio
 import itertools
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nas_assistant.desk import Desk
+from nas_assistant.desk import Desk, Ticket
 from nas_assistant.engine import (
     EngineBusy,
     EngineState,
     EngineUnavailable,
-    LoadedModel,
+    Model,
     Outcome,
     QuotaExceeded,
 )
@@ -41,7 +41,7 @@ _LONGEST = 16 << 20  # bytes of a message to a worker: a report, or many keys
 class Backend:
     """Where a loaded model answers: its engine's Unix socket, and the key of this start."""
 
-    model: LoadedModel
+    model: Model
     socket: str
     api_key: str
 
@@ -49,17 +49,21 @@ class Backend:
 class ControlServer:
     """The supervisor's side: tells workers the state, and each request if it may go on.
 
-    ``reports`` are functions by name, each of which gives a text.
+    ``reports`` are functions by name, each of which gives a text. ``changed`` is set whenever
+    somebody may wait for another model, or a model may have become idle.
     """
 
     def __init__(self, desk: Desk, reports: Mapping[str, Callable[[], str]]) -> None:
         self._desk = desk
         self._reports = reports
+        self.changed = asyncio.Event()
         self._workers: dict[int, asyncio.StreamWriter] = {}
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
+        self._models: dict[str, Model] = {}
+        self._unusable: dict[str, str] = {}
         self._backends: dict[str, Backend] = {}
-        self._reason = "starting"
+        self.reason = "starting"
         self._server: asyncio.Server | None = None
 
     async def start(self, path: Path) -> None:
@@ -74,31 +78,45 @@ class ControlServer:
             writer.close()
         await asyncio.gather(*self._connections)
 
-    def publish(self, backends: Mapping[str, Backend], reason: str) -> None:
-        """Tell all workers which models can be asked; with none, ``reason`` says why."""
-        for model in self._backends.keys() - backends.keys():
-            for worker, number in self._desk.forget_waiting(model):
-                self._send(worker, {"event": "unavailable", "id": number, "reason": reason})
-        self._backends = dict(backends)
-        self._reason = reason
-        for worker in self._workers:
-            self._send(worker, self._state())
+    def publish(self, models: Iterable[Model], unusable: Mapping[str, str], reason: str) -> None:
+        """Tell all workers which models can be asked, and why others cannot. ``reason`` says why
+        the service is not ready; empty while it is.
+        """
+        askable = {model.name: model for model in models}
+        for name in self._models.keys() - askable.keys():
+            self._turn_away(name, unusable.get(name, reason))
+        self._models, self._unusable, self.reason = askable, dict(unusable), reason
+        self._tell(self._state())
+
+    def open(self, backend: Backend) -> None:
+        """Let requests go to a model that is in memory."""
+        self._backends[backend.model.name] = backend
+        self._grant(self._desk.open_model(backend.model.name))
+
+    def close_model(self, name: str) -> None:
+        """Let no more requests go to a model."""
+        self._desk.close_model(name)
 
     def publish_keys(self) -> None:
         """Tell all workers which keys count."""
-        for worker in self._workers:
-            self._send(worker, self._keys())
+        self._tell(self._keys())
 
-    @property
-    def reason(self) -> str:
-        """Why nothing can be asked; empty while something can."""
-        return "" if self._backends else self._reason
+    def _turn_away(self, name: str, reason: str) -> None:
+        """Let nobody wait any more for a model that is gone."""
+        self._desk.close_model(name)
+        for worker, number in self._desk.forget_waiting(name):
+            self._send(worker, {"event": "unavailable", "id": number, "reason": reason})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        for worker in self._workers:
+            self._send(worker, message)
 
     def _state(self) -> dict[str, Any]:
         return {
             "event": "state",
-            "reason": self._reason,
-            "backends": [asdict(backend) for backend in self._backends.values()],
+            "reason": self.reason,
+            "models": [asdict(model) for model in self._models.values()],
+            "unusable": self._unusable,
         }
 
     def _keys(self) -> dict[str, Any]:
@@ -141,20 +159,30 @@ class ControlServer:
             self._send(worker, {"event": "report", "id": number, "text": text})
         elif message["op"] == "acquire":
             model = str(message["model"])
-            if model not in self._backends:
-                self._send(worker, {"event": "unavailable", "id": number, "reason": self._reason})
+            if model not in self._models:
+                reason = self._unusable.get(model, self.reason)
+                self._send(worker, {"event": "unavailable", "id": number, "reason": reason})
                 return
             answer = self._desk.acquire((worker, number), model, str(message["key"]))
-            if answer is None or answer["event"] == "granted":
+            if answer is None:
                 held.add(number)
-            if answer is not None:
+                self.changed.set()
+            elif answer["event"] == "granted":
+                held.add(number)
+                self._grant([(worker, number)])
+            else:
                 self._send(worker, {**answer, "id": number})
         else:
             raise ValueError(f"unknown op {message['op']!r}")
 
     def _release(self, worker: int, number: int, outcome: Outcome | None = None) -> None:
-        for next_worker, next_number in self._desk.release((worker, number), outcome):
-            self._send(next_worker, {"event": "granted", "id": next_number})
+        self._grant(self._desk.release((worker, number), outcome))
+        self.changed.set()
+
+    def _grant(self, tickets: Iterable[Ticket]) -> None:
+        for worker, number in tickets:
+            backend = self._backends[self._desk.model_of((worker, number))]
+            self._send(worker, {"event": "granted", "id": number, "backend": asdict(backend)})
 
     def _send(self, worker: int, message: dict[str, Any]) -> None:
         writer = self._workers.get(worker)
@@ -184,7 +212,6 @@ class ControlClient:
         self._first_state = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
-        self.backends: Mapping[str, Backend] = {}
         self.state = EngineState(ready=False, reason="starting")
 
     async def connect(self) -> None:
@@ -218,10 +245,9 @@ class ControlClient:
                     raise EngineBusy(message["retry_after"])
                 if message["event"] in ("limited", "revoked"):
                     raise QuotaExceeded(message["message"], message.get("retry_after", 1))
-                backend = self.backends.get(model)
-                if message["event"] == "unavailable" or backend is None:
+                if message["event"] != "granted":
                     raise EngineUnavailable(message.get("reason") or self.state.reason)
-                grant = Grant(backend)
+                grant = Grant(_backend(message["backend"]))
                 try:
                     yield grant
                 finally:
@@ -261,7 +287,6 @@ class ControlClient:
             log(logging.ERROR, "control_broken", "the supervisor hung up")
         finally:
             # Without its supervisor a worker may not use the engine: nobody would count.
-            self.backends = {}
             self.state = EngineState(ready=False, reason="the supervisor is gone")
             for reply in self._replies.values():
                 if not reply.done():
@@ -271,15 +296,12 @@ class ControlClient:
 
     def _receive(self, message: dict[str, Any]) -> None:
         if message["event"] == "state":
-            backends = [
-                Backend(LoadedModel(**item["model"]), item["socket"], item["api_key"])
-                for item in message["backends"]
-            ]
-            self.backends = {backend.model.name: backend for backend in backends}
+            models = [Model(**item) for item in message["models"]]
             self.state = EngineState(
-                ready=bool(backends),
+                ready=not message["reason"],
                 reason=message["reason"],
-                models={backend.model.name: backend.model for backend in backends},
+                models={model.name: model for model in models},
+                unusable=message["unusable"],
             )
             self._first_state.set()
             return
@@ -294,3 +316,7 @@ class ControlClient:
     def _send(self, message: dict[str, Any]) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
+
+
+def _backend(message: dict[str, Any]) -> Backend:
+    return Backend(**{**message, "model": Model(**message["model"])})

@@ -8,6 +8,7 @@ There is one, so two gateway workers never double a limit. It does no input and 
 from __future__ import annotations
 
 import statistics
+import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ _LAST = 20  # answers that a speed is worked out from
 class _Held:
     model: str
     key: str
-    granted: bool
+    granted: bool = False
 
 
 class _Speed:
@@ -66,6 +67,7 @@ class Desk:
         self._metrics = metrics
         self._quotas = Quotas(ledger.of_day)
         self._held: dict[Ticket, _Held] = {}
+        self._last_grant: dict[str, float] = {}
         self._speeds: defaultdict[str, _Speed] = defaultdict(_Speed)
         metrics.watch(lambda: admission.waiting, lambda: not ledger.complaint)
 
@@ -82,9 +84,11 @@ class Desk:
         if verdict is Verdict.FULL:
             self._quotas.end(name, Usage())
             return self._refuse("full", {"retry_after": self._admission.retry_after()})
-        granted = verdict is Verdict.GRANTED
-        self._held[ticket] = _Held(model, name, granted)
-        return {"event": "granted"} if granted else None
+        self._held[ticket] = _Held(model, name)
+        if verdict is Verdict.GRANTED:
+            self._grant([ticket])
+            return {"event": "granted"}
+        return None
 
     def release(self, ticket: Ticket, outcome: Outcome | None = None) -> list[Ticket]:
         """Take a request out, one that waits too; return those whose turn it is now."""
@@ -93,10 +97,7 @@ class Desk:
             self._count(held, outcome or Outcome(_GONE))
         elif held is not None:
             self._quotas.end(held.key, Usage())
-        following = self._admission.release(ticket)
-        for each in following:
-            self._held[each].granted = True
-        return following
+        return self._grant(self._admission.release(ticket))
 
     def forget_waiting(self, model: str) -> list[Ticket]:
         """Take all out that wait for a model that is gone; return them."""
@@ -105,14 +106,30 @@ class Desk:
             self._quotas.end(self._held.pop(ticket).key, Usage())
         return gone
 
-    def open_model(self, model: str, seconds: float) -> None:
-        """Note that a model can be asked, and what its start took."""
+    def open_model(self, model: str) -> list[Ticket]:
+        """Let requests have slots of a model; return those whose turn it is now."""
+        return self._grant(self._admission.open(model))
+
+    def close_model(self, model: str) -> None:
+        """Let no more requests have slots of a model."""
+        self._admission.close(model)
+
+    def note_start(self, model: str, seconds: float) -> None:
+        """Count the start of an engine, and what it took."""
         self._metrics.engine_ready(model, seconds)
         self._metrics.watch_slots(model, lambda: self._admission.active(model))
 
-    def close_model(self, model: str) -> None:
-        """Note that a model cannot be asked."""
+    def note_end(self, model: str) -> None:
+        """Note that a model is no longer in memory."""
         self._metrics.engine_lost(model)
+
+    def model_of(self, ticket: Ticket) -> str:
+        """The model that a request is for."""
+        return self._held[ticket].model
+
+    def wanted(self) -> list[str]:
+        """Models that are waited for and closed, longest first."""
+        return self._admission.wanted()
 
     def metrics(self) -> str:
         """All figures, as Prometheus reads them."""
@@ -139,6 +156,16 @@ class Desk:
     def api_keys(self) -> list[ApiKey]:
         """The keys that count."""
         return list(self._ring.keys.values())
+
+    def last_grant(self, model: str) -> float:
+        """When somebody last had a slot of a model, by the monotonic clock; 0 for never."""
+        return self._last_grant.get(model, 0.0)
+
+    def _grant(self, tickets: list[Ticket]) -> list[Ticket]:
+        for ticket in tickets:
+            self._held[ticket].granted = True
+            self._last_grant[self._held[ticket].model] = time.monotonic()
+        return tickets
 
     def _refuse(self, reason: str, message: dict[str, Any]) -> dict[str, Any]:
         self._metrics.refused(reason)

@@ -11,8 +11,10 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A model that can be asked now. ``chat``: has a chat template. ``created``: Unix time."""
+class Model:
+    """A model that can be asked; where it is not in memory, it is loaded for the first who does.
+    ``chat``: has a chat template. ``created``: Unix time.
+    """
 
     name: str
     chat: bool
@@ -21,11 +23,14 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class EngineState:
-    """Whether requests can be answered, if not why, and the models that can be asked."""
+    """Whether requests can be answered, if not why, and the models that can be asked; those of
+    the configuration that cannot, with the reason.
+    """
 
     ready: bool
     reason: str
-    models: Mapping[str, LoadedModel] = field(default_factory=dict)
+    models: Mapping[str, Model] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

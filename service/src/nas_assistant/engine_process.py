@@ -18,7 +18,6 @@ from pathlib import Path
 from nas_assistant.checks import CheckedModel
 from nas_assistant.child import child_command
 from nas_assistant.control import Backend
-from nas_assistant.engine import LoadedModel
 from nas_assistant.local_http import LocalHttpError, request
 from nas_assistant.logs import log
 from nas_assistant.settings import Settings, UnixAddress
@@ -66,8 +65,7 @@ class EngineProcess:
     @property
     def backend(self) -> Backend:
         """How gateway workers reach it."""
-        model = LoadedModel(self._model.settings.name, self._model.chat, self._model.created)
-        return Backend(model, self._address.path, self._api_key)
+        return Backend(self._model.model, self._address.path, self._api_key)
 
     async def start(self) -> None:
         """Start, load, and answer one request for nobody. Raises EngineFailed."""
@@ -192,6 +190,8 @@ class EngineProcess:
             # One for each slot, and some for health and for connections that are just ending.
             "--threads-http": settings.slots + 4,
             "--cache-ram": settings.cache_mib,
+            "--cache-type-k": model.settings.kv_cache,
+            "--cache-type-v": model.settings.kv_cache,
             "--verbosity": 3 if settings.log_level == "debug" else 1,
         }
         template = model.settings.chat_template
@@ -205,7 +205,7 @@ class EngineProcess:
     async def _warm_up(self) -> None:
         """Generate a little: it touches every weight and compiles the chat template."""
         path, payload = "/v1/completions", {"prompt": "Hello", "max_tokens": 4}
-        if self._model.chat:
+        if self._model.model.chat:
             path = "/v1/chat/completions"
             payload = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
         try:

@@ -21,7 +21,7 @@ from nas_assistant.engine import (
     EngineAnswer,
     EngineBusy,
     EngineUnavailable,
-    LoadedModel,
+    Model,
     QuotaExceeded,
 )
 from nas_assistant.errors import ApiError, bad_request, from_engine, unavailable
@@ -262,7 +262,7 @@ async def _client_left(receive: Receive) -> None:
             pass
 
 
-def _find(settings: Settings, engine: Engine, name: str, key: ApiKey) -> LoadedModel:
+def _find(settings: Settings, engine: Engine, name: str, key: ApiKey) -> Model:
     state = engine.state
     if not key.may_use(name):
         raise ApiError(
@@ -276,19 +276,10 @@ def _find(settings: Settings, engine: Engine, name: str, key: ApiKey) -> LoadedM
         return model
     if name not in settings.models:
         raise ApiError(404, "model_not_found", f"The model '{name}' does not exist.", param="model")
-    if not state.ready:
-        raise unavailable(state.reason)
-    raise ApiError(
-        404,
-        "model_not_found",
-        f"The model '{name}' is configured but not loaded; loaded is "
-        f"'{', '.join(sorted(state.models))}'. "
-        f"Start the service with MODEL_VARIANT={name} to switch.",
-        param="model",
-    )
+    raise unavailable(state.unusable.get(name, state.reason))
 
 
-def _describe(model: LoadedModel) -> dict[str, str | int]:
+def _describe(model: Model) -> dict[str, str | int]:
     return {
         "id": model.name,
         "object": "model",

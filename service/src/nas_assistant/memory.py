@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import astuple, dataclass
 
 from nas_assistant.gguf import GgufHead
@@ -18,7 +19,8 @@ _ENGINE_OVERHEAD = 96 * MIB
 _PER_BYTE_OF_TEXT = 80
 _WORKER = 48 * MIB
 _PARENTS = 64 * MIB
-_BYTES_PER_VALUE = 2  # the KV cache holds 16-bit floats
+# What the KV cache holds: 16-bit floats, or blocks of 32 bytes with a 16-bit scale.
+_BYTES_PER_VALUE = {"f16": 2.0, "q8_0": 34 / 32}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class MemoryNeed:
     def total(self) -> int:
         """The sum, in bytes."""
         return sum(astuple(self))
+
+    @property
+    def own(self) -> int:
+        """Without the gateway, which all models share."""
+        return self.total - self.gateway
 
     def __str__(self) -> str:
         parts = {
@@ -70,10 +77,10 @@ def memory_need(
     default_length = head.number("embedding_length") // max(1, *heads)
     (key,) = head.per_layer("attention.key_length", 1, default_length)
     (value,) = head.per_layer("attention.value_length", 1, default_length)
-    per_token = sum(per_layer) * (key + value) * _BYTES_PER_VALUE
+    per_token = sum(per_layer) * (key + value) * _BYTES_PER_VALUE[model.kv_cache]
     return MemoryNeed(
         weights=file_size,
-        kv_cache=per_token * model.context * settings.slots,
+        kv_cache=math.ceil(per_token * model.context * settings.slots),
         prompt_cache=settings.cache_mib * MIB,
         requests=model.longest_body * settings.slots * _PER_BYTE_OF_TEXT,
         engine=_ENGINE_OVERHEAD,

@@ -20,6 +20,7 @@ CHAT_TEMPLATES = (
     *("chatml", "deepseek3", "falcon3", "gemma", "granite", "llama2", "llama3"),
     *("mistral-v1", "mistral-v3", "mistral-v7", "phi3", "phi4", "vicuna", "zephyr"),
 )
+KV_CACHES = ("f16", "q8_0")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # A name ends up in URLs, in log lines and in the engine's answers.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -57,13 +58,17 @@ Address = TcpAddress | UnixAddress
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One variant. ``file`` is relative to the models folder, ``context`` is in tokens per slot."""
+    """One variant. ``file`` is relative to the models folder, ``context`` is in tokens per slot.
+    ``pinned``: it is in memory from the start, and stays there.
+    """
 
     name: str
     file: str
     sha256: str
     context: int
     chat_template: str
+    kv_cache: str
+    pinned: bool
 
     @property
     def longest_body(self) -> int:
@@ -189,6 +194,10 @@ class _Reader:
                 _one_of(("", *CHAT_TEMPLATES)),
                 f"empty, or {', '.join(CHAT_TEMPLATES)}",
             ),
+            kv_cache=self._take(
+                section, "kv_cache", "f16", _one_of(KV_CACHES), " or ".join(KV_CACHES)
+            ),
+            pinned=self._take(section, "pinned", "no", _boolean, "yes or no"),
         )
 
     def _integer(self, section: str, key: str, default: int, low: int, high: int) -> int:
@@ -239,7 +248,7 @@ class _Reader:
 
 _SERVER_KEYS = ("bind", "workers", "timeout", "access_log", "queue", "log_level", "variant")
 _ENGINE_KEYS = ("threads", "slots", "cache_mib")
-_MODEL_KEYS = ("file", "sha256", "context", "chat_template")
+_MODEL_KEYS = ("file", "sha256", "context", "chat_template", "kv_cache", "pinned")
 
 
 def _addresses(text: str) -> tuple[Address, ...]:

@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +16,7 @@ from nas_assistant import __version__
 from nas_assistant.cgroup import available_memory, used_memory
 from nas_assistant.checks import CheckedModel
 from nas_assistant.desk import Desk
+from nas_assistant.engines import Engines
 from nas_assistant.settings import Settings
 
 _KEPT = 20
@@ -25,10 +25,10 @@ _KEPT = 20
 class Status:
     """Gathers it. From its making on, it keeps the last warnings and errors of this process."""
 
-    def __init__(self, settings: Settings, desk: Desk, models: Mapping[str, CheckedModel]) -> None:
+    def __init__(self, settings: Settings, desk: Desk, engines: Engines) -> None:
         self._settings = settings
         self._desk = desk
-        self._models = models
+        self._engines = engines
         self._started = time.time()
         self._errors = _LastErrors()
         logging.getLogger("nas_assistant").addHandler(self._errors)
@@ -42,7 +42,9 @@ class Status:
                 "version": __version__,
                 "started": _moment(self._started),
                 "reason": reason,
-                "models": [self._model(name, model) for name, model in self._models.items()],
+                "models": [
+                    self._model(name, model) for name, model in self._engines.models.items()
+                ],
                 "waiting": self._desk.waiting,
                 "queue": self._settings.queue,
                 "memory": {"used": used_memory(), "limit": limit, "limit_is": source},
@@ -61,7 +63,9 @@ class Status:
         return {
             "name": name,
             "file": model.settings.file,
-            "chat": model.chat,
+            "chat": model.model.chat,
+            "in_memory": self._engines.in_memory(name),
+            "pinned": model.settings.pinned,
             "context": model.settings.context,
             "threads": model.threads,
             "slots": self._settings.slots,

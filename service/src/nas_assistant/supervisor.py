@@ -14,16 +14,15 @@ import signal
 import socket
 import sys
 import tempfile
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from nas_assistant.admission import Admission
-from nas_assistant.checks import CheckedModel, StartRefused
+from nas_assistant.checks import Checked, StartRefused
 from nas_assistant.child import child_command
-from nas_assistant.control import Backend, ControlServer
+from nas_assistant.control import ControlServer
 from nas_assistant.desk import Desk
-from nas_assistant.engine_process import EngineFailed, EngineProcess
+from nas_assistant.engine_process import EngineFailed
+from nas_assistant.engines import Engines
 from nas_assistant.key_files import KeyFiles
 from nas_assistant.keys import KeyRing, KeysError
 from nas_assistant.logs import log
@@ -32,9 +31,6 @@ from nas_assistant.settings import Settings
 from nas_assistant.state import Ledger
 from nas_assistant.status import Status
 
-_LONGEST_BACK_OFF = 30.0
-# An engine that ran this long did not fail because of its start.
-_STABLE_SECONDS = 60
 # What gunicorn may take beyond the time that it gives its requests.
 _STOP_MARGIN = 10
 _KEYS_EVERY = 1.0
@@ -42,7 +38,7 @@ _USAGE_EVERY = 10.0
 
 
 class Supervisor:
-    """Owns the engine processes, the books, and the gateway. ``listeners`` are bound sockets;
+    """Owns the engines, the books, and the gateway. ``listeners`` are bound sockets;
     ``ledger`` is where usage is noted.
     """
 
@@ -50,7 +46,7 @@ class Supervisor:
         self,
         settings: Settings,
         config: Path,
-        models: Mapping[str, CheckedModel],
+        checked: Checked,
         build: str,
         listeners: list[socket.socket],
         key_files: KeyFiles,
@@ -58,22 +54,21 @@ class Supervisor:
     ) -> None:
         self._settings = settings
         self._config = config
-        self._models = models
-        self._build = build
         self._listeners = listeners
         self._key_files = key_files
         self._ring = KeyRing(key_files.load().values())
         self._ledger = ledger
         admission: Admission[tuple[int, int]] = Admission(settings.slots, settings.queue)
         self._desk = Desk(admission, self._ring, ledger, Metrics())
-        self._status = Status(settings, self._desk, models)
         self._control = ControlServer(
             self._desk, {"metrics": self._desk.metrics, "status": self._report_status}
         )
-        self._backends: dict[str, Backend] = {}
-        self._engines: dict[str, EngineProcess] = {}
         # Under /tmp, of this user alone: sockets and keys that are nobody else's.
         self._private_dir = Path(tempfile.mkdtemp(prefix="nas-assistant-"))
+        self._engines = Engines(
+            settings, checked, build, self._private_dir, self._desk, self._control
+        )
+        self._status = Status(settings, self._desk, self._engines)
 
     async def run(self) -> int:
         """Serve until a signal comes; return the exit code. Raises StartRefused when an engine does
@@ -87,7 +82,7 @@ class Supervisor:
         keepers: list[asyncio.Task[None]] = []
         try:
             await self._control.start(self._private_dir / "control.sock")
-            starting = asyncio.gather(*(self._start_engine(name) for name in self._models))
+            starting = asyncio.create_task(self._engines.start())
             await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not starting.done():
                 starting.cancel()
@@ -99,15 +94,16 @@ class Supervisor:
                 raise StartRefused(
                     f"{error}. The model file is whole; check its format and the memory"
                 ) from error
-            keepers = [asyncio.create_task(self._keep_engine(name)) for name in self._models]
-            keepers += [asyncio.create_task(self._keep_keys())]
-            keepers += [asyncio.create_task(self._keep_usage())]
+            keepers = [
+                asyncio.create_task(task)
+                for task in (self._engines.run(), self._keep_keys(), self._keep_usage())
+            ]
             return await self._serve(stopped)
         finally:
             for task in (*keepers, stopped):
                 task.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
-            await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
+            await self._engines.stop()
             await self._control.close()
             await asyncio.to_thread(self._ledger.flush)
             shutil.rmtree(self._private_dir, ignore_errors=True)
@@ -143,51 +139,6 @@ class Supervisor:
             await ended
         log(logging.INFO, "stopped")
         return 0
-
-    async def _start_engine(self, name: str, number: int = 0) -> None:
-        engine = EngineProcess(
-            self._settings, self._models[name], self._build, self._private_dir, number
-        )
-        self._engines[name] = engine
-        started = time.monotonic()
-        try:
-            await engine.start()
-        except TimeoutError as error:
-            raise EngineFailed("the engine did not get ready in time") from error
-        self._backends[name] = engine.backend
-        self._desk.open_model(name, time.monotonic() - started)
-        self._control.publish(self._backends, "")
-
-    async def _keep_engine(self, name: str) -> None:
-        """Have an engine for ``name``, again and again."""
-        back_off, number = 1.0, 0
-        since = time.monotonic()
-        while True:
-            reason = await self._engines[name].end()
-            if time.monotonic() - since > _STABLE_SECONDS:
-                back_off = 1.0
-            log(
-                logging.ERROR,
-                "engine_ended",
-                f"{reason}; starting it again in {back_off:g} s",
-                model=name,
-            )
-            self._backends.pop(name, None)
-            self._desk.close_model(name)
-            self._control.publish(
-                self._backends, f"{reason.partition(' | ')[0]}, it is being started again"
-            )
-            await self._engines[name].stop()
-            await asyncio.sleep(back_off)
-            back_off = min(back_off * 2, _LONGEST_BACK_OFF)
-            number += 1
-            since = time.monotonic()
-            try:
-                await self._start_engine(name, number)
-            except (EngineFailed, OSError) as error:
-                # OSError: no process, memory or disk to be had just now. It may pass.
-                log(logging.ERROR, "engine_failed", str(error), model=name)
-                self._engines[name].kill()
 
     async def _keep_keys(self) -> None:
         """Have the keys that the files say; what cannot be read changes nothing."""

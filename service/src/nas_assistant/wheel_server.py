@@ -15,6 +15,11 @@ from pathlib import Path
 
 import xllamacpp
 
+_CACHE_TYPES = {
+    "f16": xllamacpp.ggml_type.GGML_TYPE_F16,
+    "q8_0": xllamacpp.ggml_type.GGML_TYPE_Q8_0,
+}
+
 
 def main() -> None:
     """Load the model, serve until a signal ends the process."""
@@ -36,6 +41,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--api-key-file", required=True, type=Path)
     parser.add_argument("--chat-template", default="")
     parser.add_argument("--no-jinja", action="store_true")
+    for name in ("--cache-type-k", "--cache-type-v"):
+        parser.add_argument(name, required=True, choices=_CACHE_TYPES)
     for name in (
         "--ctx-size",
         "--parallel",
@@ -64,6 +71,8 @@ def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.cpuparams_batch.n_threads = options.threads
     parameters.n_threads_http = options.threads_http
     parameters.cache_ram_mib = options.cache_ram
+    parameters.cache_type_k = _CACHE_TYPES[options.cache_type_k]
+    parameters.cache_type_v = _CACHE_TYPES[options.cache_type_v]
     parameters.verbosity = options.verbosity
     # What llama-server is told by flags, see engine_process.py.
     parameters.ui = False

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The engines of all models: started when they are wanted, kept alive, and ended for others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from nas_assistant.checks import Checked, CheckedModel, StartRefused
+from nas_assistant.control import ControlServer
+from nas_assistant.desk import Desk
+from nas_assistant.engine_process import EngineFailed, EngineProcess
+from nas_assistant.logs import log
+from nas_assistant.pool import Demand, Pool, Step
+from nas_assistant.settings import Settings
+
+_LONGEST_BACK_OFF = 30.0
+# An engine that ran this long did not fail because of its start.
+_STABLE_SECONDS = 60
+# While somebody waits for a model that another one has to make room for.
+_LOOK_AGAIN = 1.0
+# After a model could not be loaded, those who ask for it are told so, and nobody tries.
+_NOT_AGAIN = 60.0
+
+
+class Engines:
+    """Owns the engine processes. ``folder`` is private; ``build`` is what the image has."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        checked: Checked,
+        build: str,
+        folder: Path,
+        desk: Desk,
+        control: ControlServer,
+    ) -> None:
+        self._settings = settings
+        self._checked = checked
+        self._build = build
+        self._folder = folder
+        self._desk = desk
+        self._control = control
+        demands = {
+            name: Demand(found.need.own, found.settings.pinned)
+            for name, found in checked.models.items()
+        }
+        self._pool = Pool(checked.room, demands, desk.last_grant)
+        self._processes: dict[str, EngineProcess] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._starts = 0
+        # Why a model cannot be asked just now.
+        self._lost: dict[str, str] = {}
+        self._verified = {found.path for found in checked.at_start(settings)}
+
+    @property
+    def models(self) -> Mapping[str, CheckedModel]:
+        """All that can be used."""
+        return self._checked.models
+
+    def in_memory(self, name: str) -> bool:
+        """Whether a model is there now."""
+        return name in self._processes
+
+    async def start(self) -> None:
+        """Load what is to be there from the start. Raises EngineFailed."""
+        first = [found.settings.name for found in self._checked.at_start(self._settings)]
+        await asyncio.gather(*(self._load(name) for name in first))
+        self._publish()
+
+    async def run(self) -> None:
+        """Load and unload as models are asked for."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_AGAIN if self._desk.wanted() else None):
+                    await self._control.changed.wait()
+            self._control.changed.clear()
+            while step := self._pool.next(self._desk.wanted(), self._busy):
+                await self._carry_out(*step)
+
+    async def stop(self) -> None:
+        """End all of them."""
+        keepers = list(self._keepers.values())
+        for task in keepers:
+            task.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        await asyncio.gather(*(process.stop() for process in self._processes.values()))
+
+    def _busy(self, name: str) -> bool:
+        return self._desk.active(name) > 0
+
+    def _publish(self) -> None:
+        usable = [found.model for name, found in self.models.items() if name not in self._lost]
+        reason = self._lost.get(self._settings.variant, "")
+        self._control.publish(usable, {**self._checked.unusable, **self._lost}, reason)
+
+    async def _carry_out(self, step: Step, name: str) -> None:
+        if step is Step.CLOSE:
+            self._control.close_model(name)
+        elif step is Step.REOPEN:
+            self._control.open(self._processes[name].backend)
+        elif step is Step.UNLOAD:
+            await self._unload(name)
+        else:
+            try:
+                await self._load(name)
+            except (EngineFailed, StartRefused, OSError) as error:
+                log(logging.ERROR, "model_not_loaded", str(error), model=name)
+                await self._unload(name)
+                self._lost[name] = f"the model {name!r} cannot be loaded: {_short(error)}"
+                self._publish()
+                asyncio.get_running_loop().call_later(_NOT_AGAIN, self._forgive, name)
+
+    def _forgive(self, name: str) -> None:
+        self._lost.pop(name, None)
+        self._publish()
+
+    async def _load(self, name: str) -> None:
+        """Start an engine and let requests go to it. Raises EngineFailed, StartRefused, OSError."""
+        found = self.models[name]
+        if found.path not in self._verified:
+            await asyncio.to_thread(found.verify)
+            self._verified.add(found.path)
+        self._pool.loaded(name)
+        await self._start(name)
+        self._keepers[name] = asyncio.create_task(self._keep(name))
+
+    async def _unload(self, name: str) -> None:
+        self._control.close_model(name)
+        keeper = self._keepers.pop(name, None)
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+        process = self._processes.pop(name, None)
+        if process is not None:
+            await process.stop()
+            log(logging.INFO, "model_unloaded", model=name)
+        self._desk.note_end(name)
+        self._pool.unloaded(name)
+        if self._lost.pop(name, None):
+            self._publish()
+
+    async def _start(self, name: str) -> None:
+        self._starts += 1
+        process = EngineProcess(
+            self._settings, self.models[name], self._build, self._folder, self._starts
+        )
+        self._processes[name] = process
+        started = time.monotonic()
+        try:
+            await process.start()
+        except TimeoutError as error:
+            raise EngineFailed("the engine did not get ready in time") from error
+        self._desk.note_start(name, time.monotonic() - started)
+        self._control.open(process.backend)
+
+    async def _keep(self, name: str) -> None:
+        """Have an engine for a model that is in memory, again and again."""
+        back_off = 1.0
+        since = time.monotonic()
+        while True:
+            reason = await self._processes[name].end()
+            if time.monotonic() - since > _STABLE_SECONDS:
+                back_off = 1.0
+            log(
+                logging.ERROR,
+                "engine_ended",
+                f"{reason}; starting it again in {back_off:g} s",
+                model=name,
+            )
+            self._lost[name] = f"{_short(reason)}, it is being started again"
+            self._desk.note_end(name)
+            self._publish()
+            await self._processes[name].stop()
+            await asyncio.sleep(back_off)
+            back_off = min(back_off * 2, _LONGEST_BACK_OFF)
+            since = time.monotonic()
+            try:
+                await self._start(name)
+            except (EngineFailed, OSError) as error:
+                # OSError: no process, memory or disk to be had just now. It may pass.
+                log(logging.ERROR, "engine_failed", str(error), model=name)
+                self._processes[name].kill()
+            else:
+                del self._lost[name]
+                self._publish()
+
+
+def _short(reason: object) -> str:
+    """Without the engine's last lines, which the log has."""
+    return str(reason).partition(" | ")[0]
