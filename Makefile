@@ -37,8 +37,9 @@ demo: prepare ## Build a lab NAS, turn it into an assistant, ask it a question o
 	@echo "make demo: done, the assistant answers"
 
 .PHONY: models
-models: setup ## Fetch the two small models of the lab into .lab/models
+models: setup ## Fetch the small models of the tests into .lab/models
 	@$(IN_VENV) ansible-playbook -i localhost, lab/models.yml
+	@$(PYTHON) -m lab minilm $(NAS_ASSISTANT_MODELS)
 
 .PHONY: test
 test: prepare lint models ## Run every check that CI runs (under 40 minutes)

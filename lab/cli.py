@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import down, engine, image, listing, locks, paths, report, timed, up, venv, vm
+from lab import down, engine, image, listing, locks, minilm, paths, report, timed, up, venv, vm
 from lab.errors import LabError
 from lab.progress import say
 
@@ -48,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     command("venv", _venv, "build .venv from requirements.txt")
     command("lock", lambda _: locks.compile_all(), "compile the lock files anew")
     command("engine", lambda _: engine.ensure(), "make a Docker engine answer")
+    model = command(
+        "minilm", lambda options: minilm.fetch(options.folder), "make a small embedding model"
+    )
+    model.add_argument("folder", type=Path, help="where it is to be")
     debian(command("prepare", _prepare, "venv, engine and images, side by side"))
 
     def lab(sub: argparse.ArgumentParser, name: str) -> None:

@@ -15,6 +15,7 @@ from nas_assistant.keys import ApiKey, Role
 
 CHAT_MODEL = "smollm2-135m-instruct-q4_1.gguf"
 BASE_MODEL = "gemma-3-270m-q4_k_m.gguf"
+EMBEDDING_MODEL = "minilm-l6-v2-f16.gguf"
 SECRET = "sk-test-secret"
 
 
@@ -34,7 +35,8 @@ def models() -> Path:
     folder = os.environ.get("NAS_ASSISTANT_MODELS")
     if not folder:
         pytest.skip("NAS_ASSISTANT_MODELS does not name a folder with the test models")
-    missing = [name for name in (CHAT_MODEL, BASE_MODEL) if not (Path(folder) / name).exists()]
+    wanted = (CHAT_MODEL, BASE_MODEL, EMBEDDING_MODEL)
+    missing = [name for name in wanted if not (Path(folder) / name).exists()]
     if missing:
         pytest.skip(f"{folder} lacks {', '.join(missing)}")
     return Path(folder)

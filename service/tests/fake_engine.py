@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from nas_assistant.engine import EngineState, EngineUnavailable, Model, Outcome
+from nas_assistant.engine import EngineState, EngineUnavailable, Kind, Model, Outcome
 
 READY = EngineState(
     ready=True,
     reason="",
-    models={"default": Model("default", chat=True, created=1)},
+    models={"default": Model("default", Kind.CHAT, created=1)},
     unusable={"large": "large.gguf is damaged"},
 )
 

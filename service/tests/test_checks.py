@@ -10,6 +10,7 @@ import pytest
 
 from nas_assistant import checks
 from nas_assistant.checks import StartRefused, check_start
+from nas_assistant.engine import Kind
 from nas_assistant.settings import Settings
 
 from .conftest import gguf_file, minimal_config
@@ -36,7 +37,7 @@ def test_a_whole_model_passes(models_dir: Path, load: Callable[..., Settings]) -
     data = gguf_file(template="{{ x }}")
     (models_dir / "tiny.gguf").write_bytes(data)
     (checked,) = check_start(load(data), models_dir, "source").models.values()
-    assert checked.model.chat
+    assert checked.model.kind is Kind.CHAT
     assert checked.path == models_dir / "tiny.gguf"
     assert checked.threads >= 1
 
@@ -48,7 +49,7 @@ def test_chat_needs_a_template(
     data = gguf_file()
     (models_dir / "tiny.gguf").write_bytes(data)
     checked = check_start(load(data, extra), models_dir, "source")
-    assert checked.models["default"].model.chat is chat
+    assert (checked.models["default"].model.kind is Kind.CHAT) is chat
 
 
 @pytest.mark.parametrize(

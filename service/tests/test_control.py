@@ -17,6 +17,7 @@ from nas_assistant.desk import Desk
 from nas_assistant.engine import (
     EngineBusy,
     EngineUnavailable,
+    Kind,
     Model,
     Outcome,
     QuotaExceeded,
@@ -28,7 +29,7 @@ from nas_assistant.state import Ledger
 from .conftest import SECRET, api_key
 
 RING = KeyRing([api_key()])
-BACKEND = Backend(Model("default", True, 1), "/engine.sock", "secret")
+BACKEND = Backend(Model("default", Kind.CHAT, 1), "/engine.sock", "secret")
 
 
 @asynccontextmanager
@@ -165,7 +166,7 @@ async def check_a_worker_does_not_start_without_a_state(path: Path) -> None:
 
 
 async def check_a_model_that_is_not_there_is_waited_for(path: Path) -> None:
-    other = Backend(Model("other", True, 1), "/other.sock", "secret")
+    other = Backend(Model("other", Kind.CHAT, 1), "/other.sock", "secret")
     async with _line(path, slots=1, queue=4) as server, AsyncExitStack() as stack:
         client = await _client(path)
         server.publish([BACKEND.model, other.model], {"lost": "it is damaged"}, "")

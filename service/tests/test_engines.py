@@ -19,7 +19,7 @@ from nas_assistant.admission import Admission
 from nas_assistant.checks import Checked, CheckedModel
 from nas_assistant.control import Backend, ControlClient, ControlServer
 from nas_assistant.desk import Desk
-from nas_assistant.engine import EngineUnavailable, Model
+from nas_assistant.engine import EngineUnavailable, Kind, Model
 from nas_assistant.engine_process import EngineFailed
 from nas_assistant.engines import Engines
 from nas_assistant.keys import KeyRing
@@ -78,7 +78,7 @@ async def running(settings: Settings, path: Path) -> AsyncIterator[tuple[Control
         name: CheckedModel(
             settings.models[name],
             path / name,
-            Model(name, True, 1),
+            Model(name, Kind.CHAT, 1),
             MemoryNeed(10, 0, 0, 0, 0, gateway=5),
             threads=1,
         )

@@ -18,6 +18,7 @@ from nas_assistant.engine import (
     EngineBusy,
     EngineState,
     EngineUnavailable,
+    Kind,
     Model,
     QuotaExceeded,
 )
@@ -138,6 +139,7 @@ def test_reports_are_for_admins(
 
 def test_models(client: TestClient) -> None:
     model = {"id": "default", "object": "model", "created": 1, "owned_by": "nas.assistant"}
+    model["kind"] = "chat"
     assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
     assert client.get("/v1/models/default").json() == model
     check_error(client.get("/v1/models/none"), 404, "model_not_found")
@@ -176,6 +178,78 @@ def test_chat_forwards_only_what_is_allowed(client: TestClient, engine: FakeEngi
 def test_completion(client: TestClient, engine: FakeEngine) -> None:
     assert client.post("/v1/completions", json={"prompt": ["Once"], "echo": False}).is_success
     assert engine.requests == [("default", "/v1/completions", {"prompt": "Once"}, "owner")]
+
+
+EMBEDDER = Model("vectors", Kind.EMBEDDING, 1)
+VECTORS = "/v1/embeddings"
+
+
+@pytest.fixture
+def embedder(write_config: Callable[[str], Path]) -> Iterator[tuple[TestClient, FakeEngine]]:
+    """A service with two models, one of which makes vectors."""
+    engine = FakeEngine(b'{"data":[],"usage":{"prompt_tokens":5,"total_tokens":5}}')
+    engine.state = EngineState(True, "", {**engine.state.models, "vectors": EMBEDDER})
+    text = minimal_config() + LARGE.replace("large", "vectors")
+    settings = Settings.load(write_config(text), {})
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
+        yield client, engine
+
+
+def test_embeddings(embedder: tuple[TestClient, FakeEngine]) -> None:
+    client, engine = embedder
+    request = {"input": "a cat", "encoding_format": "base64", "user": "me"}
+    # Without a name, the model that can.
+    assert client.post(VECTORS, json=request).is_success
+    sent = {"input": ["a cat"], "encoding_format": "base64"}
+    assert engine.requests == [("vectors", VECTORS, sent, "owner")]
+    assert (engine.outcomes[0].prompt_tokens, engine.outcomes[0].completion_tokens) == (5, 0)
+    # Each of many texts may be long.
+    texts = ["x" * 60_000] * 20
+    assert client.post(VECTORS, json={"model": "vectors", "input": texts}).is_success
+    check_error(
+        client.post(VECTORS, json={"input": ["x" * 200_000]}), 400, "context_length_exceeded"
+    )
+
+
+def test_models_are_asked_for_what_they_are_for(embedder: tuple[TestClient, FakeEngine]) -> None:
+    client, engine = embedder
+    for path, body in (
+        (CHAT, HELLO | {"model": "vectors"}),
+        ("/v1/completions", {"prompt": "x", "model": "vectors"}),
+    ):
+        error = check_error(client.post(path, json=body), 400, "model_not_text")
+        assert "/v1/embeddings" in error["message"]
+    body = {"input": "x", "model": "default"}
+    check_error(client.post(VECTORS, json=body), 400, "model_not_embedding")
+    assert not engine.requests
+
+
+def test_without_an_embedding_model_there_are_none(client: TestClient) -> None:
+    check_error(client.post(VECTORS, json={"input": "x"}), 400, "model_not_embedding")
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        ({}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": []}, "input"),
+        ({"input": ["a", ""]}, "input"),
+        ({"input": [1, 2]}, "input"),
+        ({"input": [[1], [2]]}, "input"),
+        ({"input": ["a", 1]}, "input"),
+        ({"input": ["a"] * 257}, "input"),
+        ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
+        ({"input": "a", "dimensions": 64}, "dimensions"),
+    ],
+)
+def test_bad_embedding_requests(
+    embedder: tuple[TestClient, FakeEngine], request_: dict[str, Any], param: str
+) -> None:
+    client, engine = embedder
+    error = check_error(client.post(VECTORS, json=request_), 400, "invalid_value")
+    assert error["param"] == param
+    assert not engine.requests
 
 
 def test_developer_is_the_newer_name_of_system(client: TestClient, engine: FakeEngine) -> None:
@@ -313,7 +387,7 @@ def test_large_bodies(client: TestClient) -> None:
 
 
 def test_chat_without_a_template(client: TestClient, engine: FakeEngine) -> None:
-    engine.state = EngineState(True, "", {"default": Model("default", False, 1)})
+    engine.state = EngineState(True, "", {"default": Model("default", Kind.TEXT, 1)})
     error = check_error(client.post(CHAT, json=HELLO), 400, "model_not_chat")
     assert "chat_template" in error["message"]
     assert client.post("/v1/completions", json={"prompt": "Once"}).is_success
@@ -344,6 +418,10 @@ ENGINE_CONTEXT = (
 )
 
 
+ENGINE_BATCH = (
+    b'{"error":{"code":500,"message":"input (902 tokens) is too large to process. increase the '
+    b'physical batch size (current batch size: 512)","type":"server_error"}}'
+)
 ENGINE_SCHEMA = (
     b'{"error":{"code":400,"message":"Unable to generate parser for this template. Automatic parser'
     b' generation failed: JSON schema error at #: type 5","type":"invalid_request_error"}}'
@@ -356,6 +434,7 @@ ENGINE_SCHEMA = (
         (400, ENGINE_400, 400, "invalid_value"),
         (400, ENGINE_CONTEXT, 400, "context_length_exceeded"),
         (400, ENGINE_SCHEMA, 400, "invalid_json_schema"),
+        (500, ENGINE_BATCH, 400, "context_length_exceeded"),
         (500, b'{"error":{"code":500,"message":"x","type":"server_error"}}', 500, "engine_error"),
         (503, b'{"error":{"code":503,"message":"Loading model"}}', 503, "not_ready"),
         (401, b'{"error":{"code":401,"message":"key"}}', 500, "engine_error"),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -18,8 +19,8 @@ import httpx
 import openai
 import pytest
 
-from .conftest import BASE_MODEL, CHAT_MODEL, SECRET
-from .service_process import Service
+from .conftest import BASE_MODEL, CHAT_MODEL, EMBEDDING_MODEL, SECRET
+from .service_process import Service, digest
 
 AUTH = {"Authorization": f"Bearer {SECRET}"}
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [
@@ -320,6 +321,37 @@ def test_a_model_is_loaded_for_the_first_who_asks(own_service: Service) -> None:
             client.completions.create(model="damaged", **asked)  # type: ignore[call-overload]
         assert "damaged" not in [model.id for model in client.models.list()]
     assert own_service.status("/readyz") == 200
+
+
+def dot(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True))
+
+
+def test_texts_become_vectors(own_service: Service) -> None:
+    lines = ["", "[model:vectors]", f"file = {EMBEDDING_MODEL}", "context = 512"]
+    lines += [f"sha256 = {digest(own_service.models / EMBEDDING_MODEL)}"]
+    own_service.config.write_text(own_service.config.read_text("utf-8") + "\n".join(lines), "utf-8")
+    own_service.start()
+    texts = [
+        "The cat sleeps on the sofa.",
+        "A kitten naps on a couch.",
+        "Stock markets fell today.",
+    ]
+    with client_of(own_service) as client:
+        # The official client asks for base64.
+        answer = client.embeddings.create(model="vectors", input=texts)
+        cat, kitten, market = (entry.embedding for entry in answer.data)
+        assert len(cat) == 384
+        assert math.isclose(math.hypot(*cat), 1, rel_tol=1e-3)
+        assert dot(cat, kitten) > 0.5 > 0.2 > dot(cat, market)
+        assert answer.usage.prompt_tokens > 15
+        whole = client.embeddings.create(model="vectors", input=texts[0], encoding_format="float")
+        assert dot(whole.data[0].embedding, cat) > 0.999
+        with pytest.raises(openai.BadRequestError) as too_long:
+            client.embeddings.create(model="vectors", input="word " * 900)
+        assert too_long.value.code == "context_length_exceeded"
+        with pytest.raises(openai.BadRequestError, match="turns texts into vectors"):
+            client.chat.completions.create(model="vectors", messages=MESSAGES)
 
 
 def test_base_model_completes_but_does_not_chat(own_service: Service) -> None:

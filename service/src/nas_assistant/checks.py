@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nas_assistant.cgroup import available_memory, usable_threads
 from nas_assistant.cpu import missing_for_wheel
-from nas_assistant.engine import Model
+from nas_assistant.engine import Kind, Model
 from nas_assistant.gguf import GgufError, read_head
 from nas_assistant.logs import log
 from nas_assistant.memory import MIB, MemoryNeed, in_mib, memory_need
@@ -108,11 +108,13 @@ def check_model(settings: Settings, model: ModelSettings, models_dir: Path) -> C
             f"model {model.name!r}: {path} is not a usable GGUF file: {error}. Fetch it again"
         ) from error
     _check_context(model, trained)
-    chat = bool(model.chat_template or head.chat_template)
+    kind = Kind.CHAT if model.chat_template or head.chat_template else Kind.TEXT
+    if head.embeds:
+        kind = Kind.EMBEDDING
     return CheckedModel(
         settings=model,
         path=path,
-        model=Model(model.name, chat, int(path.stat().st_mtime)),
+        model=Model(model.name, kind, int(path.stat().st_mtime)),
         need=need,
         threads=settings.threads or usable_threads(),
     )

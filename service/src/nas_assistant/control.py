@@ -27,6 +27,7 @@ from nas_assistant.engine import (
     EngineBusy,
     EngineState,
     EngineUnavailable,
+    Kind,
     Model,
     Outcome,
     QuotaExceeded,
@@ -296,7 +297,7 @@ class ControlClient:
 
     def _receive(self, message: dict[str, Any]) -> None:
         if message["event"] == "state":
-            models = [Model(**item) for item in message["models"]]
+            models = [_model(item) for item in message["models"]]
             self.state = EngineState(
                 ready=not message["reason"],
                 reason=message["reason"],
@@ -319,4 +320,8 @@ class ControlClient:
 
 
 def _backend(message: dict[str, Any]) -> Backend:
-    return Backend(**{**message, "model": Model(**message["model"])})
+    return Backend(**{**message, "model": _model(message["model"])})
+
+
+def _model(message: dict[str, Any]) -> Model:
+    return Model(**{**message, "kind": Kind(message["kind"])})

@@ -7,17 +7,28 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
+
+
+class Kind(StrEnum):
+    """What a model is for: to chat (it has a template for that), to go on with a text, or to turn
+    texts into vectors.
+    """
+
+    CHAT = "chat"
+    TEXT = "text"
+    EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
 class Model:
     """A model that can be asked; where it is not in memory, it is loaded for the first who does.
-    ``chat``: has a chat template. ``created``: Unix time.
+    ``created``: Unix time.
     """
 
     name: str
-    chat: bool
+    kind: Kind
     created: int
 
 

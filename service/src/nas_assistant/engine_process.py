@@ -13,11 +13,13 @@ import signal
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
 from nas_assistant.checks import CheckedModel
 from nas_assistant.child import child_command
 from nas_assistant.control import Backend
+from nas_assistant.engine import Kind
 from nas_assistant.local_http import LocalHttpError, request
 from nas_assistant.logs import log
 from nas_assistant.settings import Settings, UnixAddress
@@ -38,6 +40,17 @@ _STUCK_SECONDS = 300
 # other busy process on two cores, one client got 2 tokens/s; with this it got 16. The price on an
 # idle machine is not settled: eight clients lost about a fifth in three of four rounds.
 _SPIN_COUNT = "1000"
+
+
+# The first request, by kind of model.
+_FIRST: Mapping[Kind, tuple[str, dict[str, object]]] = {
+    Kind.CHAT: (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4},
+    ),
+    Kind.TEXT: ("/v1/completions", {"prompt": "Hello", "max_tokens": 4}),
+    Kind.EMBEDDING: ("/v1/embeddings", {"input": "Hello"}),
+}
 
 
 class EngineFailed(Exception):
@@ -177,6 +190,7 @@ class EngineProcess:
             else [SOURCE_SERVER, "--no-ui", "--no-slots", "--metrics", "--fit", "off", "--offline"]
         )
         settings, model = self._settings, self._model
+        embeds = model.model.kind is Kind.EMBEDDING
         options: dict[str, object] = {
             "--model": model.path,
             "--alias": model.settings.name,
@@ -185,15 +199,19 @@ class EngineProcess:
             "--ctx-size": model.settings.context * settings.slots,
             "--parallel": settings.slots,
             # Of a long prompt, so many tokens at once; in between the others get their next ones.
-            "--batch-size": 512,
+            "--batch-size": model.settings.context if embeds else 512,
             "--threads": model.threads,
             # One for each slot, and some for health and for connections that are just ending.
             "--threads-http": settings.slots + 4,
-            "--cache-ram": settings.cache_mib,
+            "--cache-ram": 0 if embeds else settings.cache_mib,
             "--cache-type-k": model.settings.kv_cache,
             "--cache-type-v": model.settings.kv_cache,
             "--verbosity": 3 if settings.log_level == "debug" else 1,
         }
+        if embeds:
+            program.append("--embeddings")
+            # All of a text at once: each of its tokens looks at all others.
+            options["--ubatch-size"] = model.settings.context
         template = model.settings.chat_template
         if template:
             options["--chat-template"] = template
@@ -203,11 +221,8 @@ class EngineProcess:
         return program + [str(word) for option in options.items() for word in option]
 
     async def _warm_up(self) -> None:
-        """Generate a little: it touches every weight and compiles the chat template."""
-        path, payload = "/v1/completions", {"prompt": "Hello", "max_tokens": 4}
-        if self._model.model.chat:
-            path = "/v1/chat/completions"
-            payload = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+        """Answer a little: it touches every weight and compiles the chat template."""
+        path, payload = _FIRST[self._model.model.kind]
         try:
             status, body = await asyncio.to_thread(
                 request,

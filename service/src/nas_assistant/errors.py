@@ -5,8 +5,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+
+# What llama.cpp says of a text that is to become a vector and does not fit into its batch.
+_TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
 
 
 class ApiError(Exception):
@@ -66,6 +71,10 @@ def from_engine(status: int, body: bytes) -> ApiError:
         message, kind = "the engine answered with something that is not its error format", ""
     if kind == "exceed_context_size_error":
         return bad_request(message, "messages", "context_length_exceeded")
+    too_long = _TOO_LONG.search(message)
+    if too_long:
+        text = f"An input has {too_long[1]} tokens, and the model's context {too_long[2]}."
+        return bad_request(text, "input", "context_length_exceeded")
     _, mark, fault = message.partition("JSON schema error ")
     if mark:
         return bad_request(

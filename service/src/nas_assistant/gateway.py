@@ -21,11 +21,12 @@ from nas_assistant.engine import (
     EngineAnswer,
     EngineBusy,
     EngineUnavailable,
+    Kind,
     Model,
     QuotaExceeded,
 )
 from nas_assistant.errors import ApiError, bad_request, from_engine, unavailable
-from nas_assistant.generation import Generation, parse_chat, parse_completion
+from nas_assistant.generation import Generation, parse_chat, parse_completion, parse_embedding
 from nas_assistant.keys import ApiKey, KeyRing
 from nas_assistant.meter import Meter
 from nas_assistant.metrics import CONTENT_TYPE
@@ -80,8 +81,11 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
     async def status(_: Request) -> Response:
         return await report("status", "application/json")
 
-    chat = _Generate("/v1/chat/completions", parse_chat, settings, engine)
-    completion = _Generate("/v1/completions", parse_completion, settings, engine)
+    chat = _Generate("/v1/chat/completions", parse_chat, {Kind.CHAT}, settings, engine)
+    completion = _Generate(
+        "/v1/completions", parse_completion, {Kind.CHAT, Kind.TEXT}, settings, engine
+    )
+    embedding = _Generate("/v1/embeddings", parse_embedding, {Kind.EMBEDDING}, settings, engine)
     app = Starlette(
         routes=[
             Route("/healthz", healthz),
@@ -92,6 +96,7 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
             Route("/v1/models/{id}", model),
             Route(chat.path, chat, methods=["POST"]),
             Route(completion.path, completion, methods=["POST"]),
+            Route(embedding.path, embedding, methods=["POST"]),
         ],
         middleware=[
             Middleware(RequestLog, access_log=settings.access_log),
@@ -106,29 +111,29 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
 
 
 class _Generate:
-    """One of the two endpoints that generate text, streamed or whole."""
+    """One of the endpoints that a model answers, streamed or whole; those of some kinds can."""
 
     def __init__(
-        self, path: str, parse: Callable[[bytes], Generation], settings: Settings, engine: Engine
+        self,
+        path: str,
+        parse: Callable[[bytes], Generation],
+        kinds: set[Kind],
+        settings: Settings,
+        engine: Engine,
     ) -> None:
         self.path = path
         self._parse = parse
+        self._kinds = kinds
         self._settings = settings
         self._engine = engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         generation = self._parse(await _read_body(Request(scope, receive)))
-        name = generation.model or self._settings.variant
+        name = generation.model or self._default()
         model = _find(self._settings, self._engine, name, scope[KEY])
-        if self._parse is parse_chat and not model.chat:
-            raise bad_request(
-                f"The model '{model.name}' has no chat template, so it cannot chat: use "
-                f"/v1/completions, another "
-                "model, or set chat_template for it in the configuration.",
-                "model",
-                "model_not_chat",
-            )
-        most = self._settings.models[model.name].longest_body
+        if model.kind not in self._kinds:
+            raise _other_kind(model, self.path)
+        most = self._settings.models[model.name].longest_body * generation.texts
         if len(generation.body) > most:
             # The engine would find out too, after taking 80 times as much memory.
             raise bad_request(
@@ -150,6 +155,15 @@ class _Generate:
             for task in (answering, leaving):
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    def _default(self) -> str:
+        """The model that answers when a request names none: the chosen one, where it can."""
+        models = self._engine.state.models
+        chosen = self._settings.variant
+        if chosen in models and models[chosen].kind in self._kinds:
+            return chosen
+        fitting = (model.name for model in models.values() if model.kind in self._kinds)
+        return next(fitting, chosen)
 
     async def _answer(
         self, generation: Generation, model: str, scope: Scope, receive: Receive, send: Send
@@ -279,12 +293,30 @@ def _find(settings: Settings, engine: Engine, name: str, key: ApiKey) -> Model:
     raise unavailable(state.unusable.get(name, state.reason))
 
 
+def _other_kind(model: Model, path: str) -> ApiError:
+    """What to say to who asks a model for what it is not for."""
+    if model.kind is Kind.EMBEDDING:
+        code = "model_not_text"
+        message = "turns texts into vectors: ask it at /v1/embeddings"
+    elif path == "/v1/embeddings":
+        code = "model_not_embedding"
+        message = "writes text; vectors come from an embedding model, which the configuration names"
+    else:
+        code = "model_not_chat"
+        message = (
+            "has no chat template, so it cannot chat: use /v1/completions, another model, or set "
+            "chat_template for it in the configuration"
+        )
+    return bad_request(f"The model '{model.name}' {message}.", "model", code)
+
+
 def _describe(model: Model) -> dict[str, str | int]:
     return {
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "nas.assistant",
+        "kind": model.kind,
     }
 
 

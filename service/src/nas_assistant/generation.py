@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nas_assistant.errors import ApiError, bad_request
@@ -20,6 +20,7 @@ from nas_assistant.structured import (
 )
 
 _MAX_DEPTH = 32
+_MOST_TEXTS = 256
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -28,13 +29,14 @@ class Generation:
     """A checked request: ``model`` as named by the client, ``body`` for the engine.
 
     ``wants_usage``: the client asked for figures at the end of its stream. The engine is asked for
-    them always, for the books.
+    them always, for the books. ``texts``: how many there are, each of which may fill the context.
     """
 
     model: str | None
     stream: bool
     body: bytes
     wants_usage: bool
+    texts: int = 1
 
 
 def _integer(low: int, high: int) -> Callable[[Any], str | None]:
@@ -64,6 +66,10 @@ def _only(allowed: Any) -> Callable[[Any], str | None]:
     return lambda value: (
         None if type(value) is type(allowed) and value == allowed else f"supports only {allowed!r}"
     )
+
+
+def _one_of(*choices: str) -> Callable[[Any], str | None]:
+    return lambda value: None if value in choices else f"must be {' or '.join(choices)}"
 
 
 def _stop(value: Any) -> str | None:
@@ -127,6 +133,10 @@ _CHAT: Mapping[str, Callable[[Any], str | None]] = {
 }
 # The engine would give them in the shape that they have in a chat.
 _COMPLETION: Mapping[str, Callable[[Any], str | None]] = {**_COMMON, "logprobs": _logprobs}
+_EMBEDDING: Mapping[str, Callable[[Any], str | None]] = {
+    "encoding_format": _one_of("float", "base64"),
+    "dimensions": lambda _: "is not supported: vectors have the length that the model gives them",
+}
 # Accepted while they ask for nothing.
 _COMPLETION_NEUTRAL = {"echo": False, "best_of": 1, "suffix": ""}
 
@@ -160,6 +170,29 @@ def parse_completion(raw: bytes) -> Generation:
         if fields.get(name) is not None:
             _check(fields, name, _only(neutral))
     return _generation(fields, _COMPLETION, {"prompt": prompt})
+
+
+def parse_embedding(raw: bytes) -> Generation:
+    """Read the body of a request for vectors. Raises ApiError (400)."""
+    fields = _decode(raw)
+    wanted = fields.get("input")
+    texts = [wanted] if isinstance(wanted, str) else wanted
+    if isinstance(texts, list) and texts and all(isinstance(text, int | list) for text in texts):
+        raise bad_request(
+            "'input' must be text: numbers of another model's tokens mean nothing to this one "
+            "(LangChain: check_embedding_ctx_length=False).",
+            "input",
+        )
+    if (
+        not isinstance(texts, list)
+        or not 1 <= len(texts) <= _MOST_TEXTS
+        or not all(isinstance(text, str) and text for text in texts)
+    ):
+        raise bad_request(
+            f"'input' must be a text, or a list of 1 to {_MOST_TEXTS} texts, none empty.", "input"
+        )
+    generation = _generation(fields, _EMBEDDING, {"input": texts})
+    return replace(generation, texts=len(texts))
 
 
 def _generation(

@@ -82,6 +82,11 @@ class GgufHead:
         value = self.metadata.get("tokenizer.chat_template", "")
         return value if isinstance(value, str) else ""
 
+    @property
+    def embeds(self) -> bool:
+        """Whether it turns texts into vectors: it says how those of its tokens become one."""
+        return bool(self.metadata.get(f"{self.architecture}.pooling_type"))
+
     def per_layer(self, key: str, layers: int, default: int) -> tuple[int, ...]:
         """The model parameter ``key`` as one whole number a layer. Raises GgufError when it is
         neither.

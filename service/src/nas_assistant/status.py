@@ -63,7 +63,7 @@ class Status:
         return {
             "name": name,
             "file": model.settings.file,
-            "chat": model.model.chat,
+            "kind": model.model.kind,
             "in_memory": self._engines.in_memory(name),
             "pinned": model.settings.pinned,
             "context": model.settings.context,

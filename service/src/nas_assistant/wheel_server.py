@@ -41,6 +41,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--api-key-file", required=True, type=Path)
     parser.add_argument("--chat-template", default="")
     parser.add_argument("--no-jinja", action="store_true")
+    parser.add_argument("--embeddings", action="store_true")
+    parser.add_argument("--ubatch-size", type=int, default=0)
     for name in ("--cache-type-k", "--cache-type-v"):
         parser.add_argument(name, required=True, choices=_CACHE_TYPES)
     for name in (
@@ -67,6 +69,9 @@ def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.n_ctx = options.ctx_size
     parameters.n_parallel = options.parallel
     parameters.n_batch = options.batch_size
+    parameters.embedding = options.embeddings
+    if options.ubatch_size:
+        parameters.n_ubatch = options.ubatch_size
     parameters.cpuparams.n_threads = options.threads
     parameters.cpuparams_batch.n_threads = options.threads
     parameters.n_threads_http = options.threads_http
