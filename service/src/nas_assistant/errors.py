@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-
 # What llama.cpp says of a text that is to become a vector and does not fit into its batch.
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
 
