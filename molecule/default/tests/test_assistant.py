@@ -99,6 +99,30 @@ def test_a_graphics_processor_is_handed_over_and_taken_back(
     wait_ready()
 
 
+def test_walls_are_loosened_on_purpose_only(
+    host: Host, playbook: Playbook, wait_ready: Callable[[], float]
+) -> None:
+    odd = playbook("assistant", assistant_extra_capabilities=["ALL"])
+    assert "not ALL, and without CAP_" in " ".join(odd.stdout.split())
+    run = playbook(
+        "assistant", assistant_extra_capabilities=["SYS_NICE"], assistant_allow_new_privileges=True
+    )
+    assert run.returncode == 0, run.stdout
+    said = " ".join(run.stdout.split())
+    assert "has the capabilities SYS_NICE and leave to gain privileges" in said
+    look = f"docker exec {CONTAINER} grep -E 'CapBnd|NoNewPrivs' /proc/1/status"
+    assert host.check_output(look).split() == ["CapBnd:", f"{1 << 23:016x}", "NoNewPrivs:", "0"]
+    assert playbook("assistant").returncode == 0
+    assert host.check_output(look).split() == ["CapBnd:", "0" * 16, "NoNewPrivs:", "1"]
+    wait_ready()
+
+
+def test_a_shell_opens_and_shows_its_environment(host: Host) -> None:
+    environ = host.check_output(f"docker exec {CONTAINER} /bin/sh -c env")
+    assert "PATH=/opt/venv/bin:" in environ
+    assert "PYTHONPATH=/app" in environ
+
+
 def test_gunicorn_serves_port_8000_inside_only(host: Host) -> None:
     command = f"docker exec {CONTAINER} /app/start.sh healthcheck"
     assert host.run(command).rc == 0
