@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The HTTP API: a Starlette application in front of an engine."""
+"""The HTTP API and the chat page: a Starlette application in front of an engine."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from nas_assistant.keys import ApiKey, KeyRing
 from nas_assistant.meter import Meter
 from nas_assistant.metrics import CONTENT_TYPE
 from nas_assistant.middleware import CLIENT_GONE, KEY, ApiKeyGuard, RequestLog, error_response
+from nas_assistant.pages import page_routes
 from nas_assistant.settings import Settings
 
 MAX_BODY = 4 << 20
@@ -44,7 +45,7 @@ _STREAM_HEADERS = {
 
 
 def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
-    """The whole API over ``engine``, for the keys in ``ring``."""
+    """The whole API over ``engine``, for the keys in ``ring``; and the page that talks to it."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -97,6 +98,7 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
             Route(chat.path, chat, methods=["POST"]),
             Route(completion.path, completion, methods=["POST"]),
             Route(embedding.path, embedding, methods=["POST"]),
+            *page_routes(),
         ],
         middleware=[
             Middleware(RequestLog, access_log=settings.access_log),
