@@ -8,6 +8,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from threading import Event
 from typing import Any
 
 from nas_assistant.engine import EngineState, EngineUnavailable, Kind, Model, Outcome
@@ -21,9 +22,12 @@ READY = EngineState(
 
 
 class FakeEngine:
-    """Answers with ``status`` and ``parts``; a part that is an exception is raised, None waits."""
+    """Answers with ``status`` and ``parts``.
 
-    def __init__(self, *parts: bytes | Exception | None, status: int = 200) -> None:
+    A part that is an exception is raised, an event is waited for, None waits for ever.
+    """
+
+    def __init__(self, *parts: bytes | Exception | Event | None, status: int = 200) -> None:
         self.parts = parts
         self.status = status
         self.state = READY
@@ -65,6 +69,9 @@ class FakeEngine:
         for part in self.parts:
             if part is None:
                 await asyncio.sleep(3600)
+            elif isinstance(part, Event):
+                # Of threads, since a test and a server that it started are two.
+                await asyncio.to_thread(part.wait, 30)
             elif isinstance(part, Exception):
                 raise part
             else:
