@@ -15,14 +15,16 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from nas_assistant.engine import EngineBusy, EngineState, EngineUnavailable, LoadedModel
+from nas_assistant.engine import EngineBusy, EngineState, EngineUnavailable, Kind, Model
 from nas_assistant.gateway import create_app
+from nas_assistant.keys import KeyRing
 from nas_assistant.settings import Settings
 
 from .browser import Browser, Page, find_chromium
-from .conftest import SECRET, minimal_config
+from .conftest import SECRET, api_key, minimal_config
 from .fake_engine import READY, FakeEngine
 
+RING = KeyRing([api_key()])
 DONE = b"data: [DONE]\n\n"
 ANSWERED = "!document.querySelector('.running') && document.querySelector('.assistant .tools')"
 RUNNING = "document.querySelector('.running .body').textContent"
@@ -65,7 +67,7 @@ class Server:
         self.engine = FakeEngine()
         self.headers: list[tuple[bytes, bytes]] = []
         self._settings = settings
-        self._app = create_app(settings, self.engine)
+        self._app = create_app(settings, self.engine, RING)
         # A server as fast as this one is no news: only what goes wrong is.
         self._server = uvicorn.Server(uvicorn.Config(self, port=0, log_level="critical"))
         self._thread = threading.Thread(target=self._server.run)
@@ -77,7 +79,7 @@ class Server:
     def reset(self, engine: FakeEngine | None = None) -> None:
         self.engine = engine or FakeEngine(*says("Hello."))
         self.headers = []
-        self._app = create_app(self._settings, self.engine)
+        self._app = create_app(self._settings, self.engine, RING)
 
     def close(self) -> None:
         self._server.should_exit = self._server.force_exit = True
@@ -549,7 +551,9 @@ def test_no_model(new_chat: Callable[..., Chat], server: Server) -> None:
 
 
 def test_the_model_is_chosen(chat: Chat, server: Server) -> None:
-    models = {name: LoadedModel(name, chat=True, created=1) for name in ("default", "other")}
+    models = {name: Model(name, Kind.CHAT, created=1) for name in ("default", "other")}
+    # One that cannot chat is not offered.
+    models["vectors"] = Model("vectors", Kind.EMBEDDING, created=1)
     server.engine.state = EngineState(True, "", models)
     chat.page.reload()
     chat.page.wait("document.querySelector('#model').options.length === 2")

@@ -12,7 +12,9 @@ export class ApiError extends Error {
 
 export async function listModels(key) {
   const response = await request('/v1/models', key);
-  return (await response.json()).data.map((model) => model.id);
+  // Others go on with a text, or make vectors of it.
+  const models = (await response.json()).data.filter(({ kind }) => !kind || kind === 'chat');
+  return models.map(({ id }) => id);
 }
 
 /**
