@@ -10,16 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import ssl
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import testinfra
+import yaml
 from testinfra.host import Host
 
 from lab import ssh
@@ -152,10 +154,10 @@ def playbook_in() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a playbook of the collection on the NAS, in an inventory."""
 
     def run(
-        inventory: Path, environ: dict[str, str], name: str, *arguments: str
+        inventory: Path, environ: dict[str, str], name: str, *arguments: str, limit: str = NAS
     ) -> subprocess.CompletedProcess[str]:
         command = ["ansible-playbook", "-i", str(inventory), f"nas.assistant.{name}", *arguments]
-        command += ["--limit", NAS]
+        command += ["--limit", limit]
         # Molecule asks for colours, and what is read here is text.
         environ = {**os.environ, "ANSIBLE_FORCE_COLOR": "0", **environ}
         return subprocess.run(
@@ -174,5 +176,38 @@ def playbook(
     def run(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         extra = ["--extra-vars", json.dumps(variables)] if variables else []
         return playbook_in(INVENTORY, {}, name, *arguments, *extra)
+
+    return run
+
+
+@pytest.fixture
+def refused(
+    playbook_in: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> Callable[[str, Sequence[dict[str, Any]]], list[str]]:
+    """Return a function that runs a playbook once, on the NAS under as many names as there are sets
+    of variables, and gives what was said under each; all must fail, and change nothing.
+    """
+
+    def run(name: str, sets: Sequence[dict[str, Any]]) -> list[str]:
+        inventory = tmp_path / f"refused-{name}"
+        inventory.mkdir()
+        (inventory / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
+        lab = yaml.safe_load((INVENTORY / "lab.yml").read_text(encoding="utf-8"))["nas"]
+        names = [f"{NAS}-{number}" for number in range(len(sets))]
+        hosts = {each: {**lab["hosts"][NAS], **variables}
+                 for each, variables in zip(names, sets, strict=True)}  # fmt: skip
+        text = yaml.safe_dump({"nas": {**lab, "hosts": hosts}})
+        (inventory / "hosts.yml").write_text(text, encoding="utf-8")
+        done = playbook_in(inventory, {}, name, "--forks", "8", limit="nas")
+        assert "Traceback" not in done.stdout
+        for each in names:
+            assert re.search(rf"^{each} .* changed=0 .* failed=1 ", done.stdout, re.M), done.stdout
+        parts = re.split(r"^(?=fatal: |failed: |TASK |PLAY )", done.stdout, flags=re.M)
+        # Of a loop, each item that failed is told by itself.
+        told = {each: re.compile(rf"(fatal|failed): \[{each}[] ]") for each in names}
+        return [
+            " ".join("".join(part for part in parts if told[each].match(part)).split())
+            for each in names
+        ]
 
     return run
