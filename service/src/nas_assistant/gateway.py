@@ -31,6 +31,7 @@ from nas_assistant.keys import ApiKey, KeyRing
 from nas_assistant.meter import Meter
 from nas_assistant.metrics import CONTENT_TYPE
 from nas_assistant.middleware import CLIENT_GONE, KEY, ApiKeyGuard, RequestLog, error_response
+from nas_assistant.openapi import describe
 from nas_assistant.pages import page_routes
 from nas_assistant.settings import Settings
 
@@ -70,6 +71,11 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
         name, key = request.path_params["id"], request.scope[KEY]
         return JSONResponse(_describe(_find(settings, engine, name, key)))
 
+    description = JSONResponse(describe())
+
+    async def openapi(_: Request) -> Response:
+        return description
+
     async def report(what: str, kind: str) -> Response:
         try:
             return Response(await engine.report(what), media_type=kind)
@@ -91,6 +97,7 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
         routes=[
             Route("/healthz", healthz),
             Route("/readyz", readyz),
+            Route("/openapi.json", openapi),
             Route("/metrics", metrics),
             Route("/admin/status", status),
             Route("/v1/models", models),

@@ -7,21 +7,17 @@ meant for it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from nas_assistant.errors import ApiError, bad_request
-from nas_assistant.structured import (
-    check_choice_among,
-    check_response_format,
-    check_tool_choice,
-    check_tools,
-)
+from nas_assistant.fields import CHAT, COMMON, COMPLETION, COMPLETION_NEUTRAL, EMBEDDING, Field
+from nas_assistant.structured import check_choice_among
 
 _MAX_DEPTH = 32
-_MOST_TEXTS = 256
-_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+MOST_TEXTS = 256
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 @dataclass(frozen=True)
@@ -39,119 +35,17 @@ class Generation:
     texts: int = 1
 
 
-def _integer(low: int, high: int) -> Callable[[Any], str | None]:
-    def check(value: Any) -> str | None:
-        fine = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-        return None if fine else f"must be a whole number from {low} to {high}"
-
-    return check
-
-
-def _number(low: float, high: float) -> Callable[[Any], str | None]:
-    def check(value: Any) -> str | None:
-        fine = (
-            isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-        )
-        return None if fine else f"must be a number from {low:g} to {high:g}"
-
-    return check
-
-
-def _of_type(kind: type, name: str) -> Callable[[Any], str | None]:
-    return lambda value: None if isinstance(value, kind) else f"must be {name}"
-
-
-def _only(allowed: Any) -> Callable[[Any], str | None]:
-    # "is" tells true from 1, which "==" does not.
-    return lambda value: (
-        None if type(value) is type(allowed) and value == allowed else f"supports only {allowed!r}"
-    )
-
-
-def _one_of(*choices: str) -> Callable[[Any], str | None]:
-    return lambda value: None if value in choices else f"must be {' or '.join(choices)}"
-
-
-def _stop(value: Any) -> str | None:
-    stops = [value] if isinstance(value, str) else value
-    fine = (
-        isinstance(stops, list)
-        and len(stops) <= 4
-        and all(isinstance(stop, str) and stop for stop in stops)
-    )
-    return None if fine else "must be a string or a list of at most four strings, none empty"
-
-
-def _stream_options(value: Any) -> str | None:
-    fine = isinstance(value, dict) and isinstance(value.get("include_usage", False), bool)
-    return None if fine else "must be an object whose include_usage is true or false"
-
-
-def _logit_bias(value: Any) -> str | None:
-    if isinstance(value, dict):
-        check = _number(-100, 100)
-        if all(
-            key.isdecimal() and key.isascii() and check(bias) is None for key, bias in value.items()
-        ):
-            return None
-    return "must be an object of token numbers and biases from -100 to 100"
-
-
-def _logprobs(_: Any) -> str | None:
-    return "is supported by /v1/chat/completions only"
-
-
-_boolean = _of_type(bool, "true or false")
-
-# What goes on to the engine. The rest is dropped: llama.cpp has private switches (slots, adapters,
-# cache) that a client must not reach, and OpenAI has fields (user, metadata, store) that mean
-# nothing here.
-_COMMON: Mapping[str, Callable[[Any], str | None]] = {
-    "stream": _boolean,
-    "stream_options": _stream_options,
-    "max_tokens": _integer(1, 1 << 20),
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "n": _only(1),
-    "stop": _stop,
-    "seed": _integer(-(1 << 31), (1 << 32) - 1),
-    "presence_penalty": _number(-2, 2),
-    "frequency_penalty": _number(-2, 2),
-    "logit_bias": _logit_bias,
-    "top_k": _integer(0, 1 << 20),
-    "min_p": _number(0, 1),
-    "repeat_penalty": _number(0.01, 10),
-}
-_CHAT: Mapping[str, Callable[[Any], str | None]] = {
-    **_COMMON,
-    "logprobs": _boolean,
-    "top_logprobs": _integer(0, 20),
-    "response_format": check_response_format,
-    "tools": check_tools,
-    "tool_choice": check_tool_choice,
-    "parallel_tool_calls": _boolean,
-}
-# The engine would give them in the shape that they have in a chat.
-_COMPLETION: Mapping[str, Callable[[Any], str | None]] = {**_COMMON, "logprobs": _logprobs}
-_EMBEDDING: Mapping[str, Callable[[Any], str | None]] = {
-    "encoding_format": _one_of("float", "base64"),
-    "dimensions": lambda _: "is not supported: vectors have the length that the model gives them",
-}
-# Accepted while they ask for nothing.
-_COMPLETION_NEUTRAL = {"echo": False, "best_of": 1, "suffix": ""}
-
-
 def parse_chat(raw: bytes) -> Generation:
     """Read the body of a chat request. Raises ApiError (400)."""
     fields = _decode(raw)
     if fields.get("max_completion_tokens") is not None:
-        _check(fields, "max_completion_tokens", _COMMON["max_tokens"])
+        _check(fields, "max_completion_tokens", COMMON["max_tokens"])
         fields["max_tokens"] = fields["max_completion_tokens"]
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("'messages' must be a list with at least one message.", "messages")
     generation = _generation(
-        fields, _CHAT, {"messages": [_message(item, at) for at, item in enumerate(messages)]}
+        fields, CHAT, {"messages": [_message(item, at) for at, item in enumerate(messages)]}
     )
     check_choice_among(fields.get("tools"), fields.get("tool_choice"))
     return generation
@@ -166,10 +60,10 @@ def parse_completion(raw: bytes) -> Generation:
     if not isinstance(prompt, str):
         # Several prompts would take several slots for one grant.
         raise bad_request("'prompt' must be a string, or a list with one string.", "prompt")
-    for name, neutral in _COMPLETION_NEUTRAL.items():
+    for name, neutral in COMPLETION_NEUTRAL.items():
         if fields.get(name) is not None:
-            _check(fields, name, _only(neutral))
-    return _generation(fields, _COMPLETION, {"prompt": prompt})
+            _check(fields, name, neutral)
+    return _generation(fields, COMPLETION, {"prompt": prompt})
 
 
 def parse_embedding(raw: bytes) -> Generation:
@@ -185,28 +79,28 @@ def parse_embedding(raw: bytes) -> Generation:
         )
     if (
         not isinstance(texts, list)
-        or not 1 <= len(texts) <= _MOST_TEXTS
+        or not 1 <= len(texts) <= MOST_TEXTS
         or not all(isinstance(text, str) and text for text in texts)
     ):
         raise bad_request(
-            f"'input' must be a text, or a list of 1 to {_MOST_TEXTS} texts, none empty.", "input"
+            f"'input' must be a text, or a list of 1 to {MOST_TEXTS} texts, none empty.", "input"
         )
-    generation = _generation(fields, _EMBEDDING, {"input": texts})
+    generation = _generation(fields, EMBEDDING, {"input": texts})
     return replace(generation, texts=len(texts))
 
 
 def _generation(
     fields: dict[str, Any],
-    allowed: Mapping[str, Callable[[Any], str | None]],
+    allowed: Mapping[str, Field],
     payload: dict[str, Any],
 ) -> Generation:
     model = fields.get("model")
     if model is not None and not isinstance(model, str):
         raise bad_request("'model' must be a string.", "model")
-    for name, check in allowed.items():
+    for name, field in allowed.items():
         # OpenAI's clients send null for what is not set.
         if fields.get(name) is not None:
-            _check(fields, name, check)
+            _check(fields, name, field)
             payload[name] = fields[name]
     stream = payload.get("stream", False)
     wants_usage = payload.pop("stream_options", {}).get("include_usage", False)
@@ -224,9 +118,9 @@ def _generation(
 def _message(message: Any, at: int) -> dict[str, Any]:
     """The message with the fields that the engine knows; raises ApiError (400) for odd ones."""
     where = f"messages[{at}]"
-    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise bad_request(
-            f"'{where}' must be an object whose role is one of {', '.join(_ROLES)}.", where
+            f"'{where}' must be an object whose role is one of {', '.join(ROLES)}.", where
         )
     kept = {"role": message["role"], "content": message.get("content")}
     content = kept["content"]
@@ -271,8 +165,8 @@ def _tool_calls(calls: Any, where: str) -> list[Any]:
     return list(calls)
 
 
-def _check(fields: Mapping[str, Any], name: str, check: Callable[[Any], str | None]) -> None:
-    complaint = check(fields[name])
+def _check(fields: Mapping[str, Any], name: str, field: Field) -> None:
+    complaint = field.check(fields[name])
     if complaint:
         raise bad_request(f"'{name}' {complaint}.", name)
 
