@@ -29,6 +29,7 @@ ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 LAB = ROOT / ".lab/molecule"
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
 MODELS = "/var/lib/nas-assistant/models"
+STATE = "/var/lib/nas-assistant/state"
 PASSWORD = "of-the-server-alone"
 METRICS = "/var/lib/prometheus/node-exporter"
 # All that must come back, as sha256sum sees it. Nginx's copy of the certificate is among it.
@@ -36,7 +37,7 @@ LISTING = f"""
 cd / && {{
   find srv/documents {MODELS[1:]} -type f -exec sha256sum {{}} +
   find srv/documents -printf '%p %y %m %U %G %s %l\\n'
-  sha256sum etc/nas-assistant/config.ini etc/nas-assistant/tls/*
+  sha256sum etc/nas-assistant/config.ini etc/nas-assistant/tls/* {STATE[1:]}/keys.json
 }} | sort
 """
 FILES = """
@@ -130,12 +131,14 @@ def wanted(server: dict[str, Any], nas: str) -> dict[str, Any]:
                 "volumes": [
                     {"name": "models", "path": MODELS, "compression": "none", "migrate": True},
                     {"name": "documents", "path": "/srv/documents"},
+                    {"name": "state", "path": STATE, "migrate": True},
                 ],
             }
         ],
         "backup_sources": [
             {"volume": "tank/documents"},
             {"volume": "tank/models"},
+            {"volume": "tank/state"},
             {"folder": "/etc/nas-assistant", "used_by": ["nginx.service"]},
         ],
         "backup_copies": [
@@ -251,6 +254,8 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     connect: Callable[[], httpx.Client],
     wait_ready: Callable[[], float],
 ) -> None:
+    # A key that only this NAS knows, and what it has used.
+    lodger = host.check_output("docker exec nas-assistant /app/start.sh keys create lodger")
     worked(playbook("backup", **wish, backup_run=["offsite", "usb"]))
     before = host.check_output(LISTING)
     trusted = certificate.read_text()
@@ -288,7 +293,9 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
             "/v1/chat/completions",
             json={"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8},
         )
-    assert answer.status_code == 200
+        assert answer.status_code == 200
+        own = {"Authorization": f"Bearer {lodger}"}
+        assert client.get("/v1/models", headers=own).status_code == 200
     # From now on, copies go on; the other one wants to be asked.
     worked(playbook("backup", **new, backup_run=["offsite"]))
     assert "foreign: usb" in said(playbook("backup", **new, backup_run=["usb"]))
