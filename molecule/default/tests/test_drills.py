@@ -167,7 +167,8 @@ def test_keys_come_rotate_and_go_without_a_restart(
     assert planned.returncode == 0, planned.stdout
     assert not (credentials / "api_key.phone").exists()
     done = playbook("keys", assistant_keys=keys)
-    assert "phone, user, from inventory, 1 at once, models default" in done.stdout
+    listed = " ".join(done.stdout.split())
+    assert "phone, user, from inventory, 1 at once, models default" in listed
     first = (credentials / "api_key.phone").read_text().strip()
     until(client, first, 200)
     assert client.get("/metrics", headers=as_(first)).status_code == 403
