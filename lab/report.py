@@ -136,7 +136,7 @@ def summary(document: dict[str, Any], answer: Answer) -> str:
 
 {said}
 
-  URL       {document["url"]}   (any OpenAI client: base URL {document["url"]}/v1)
+  URL       {document["url"]}   (a page to chat on; OpenAI's API: {document["url"]}/v1)
   API key   {document["api_key"]}
   CA file   {document["ca_file"]}
 
