@@ -38,7 +38,7 @@ def test_a_whole_answer(body: bytes) -> None:
     meter = Meter(1000, clock)
     clock.now += 2
     meter.feed(body)
-    assert meter.outcome(200) == Outcome(200, 40, 7, 30, 2.0, 0.25)
+    assert meter.outcome(200) == Outcome(200, 40, 7, 30, 1.75, 0.25)
 
 
 def test_an_answer_that_was_cut_off_counts_by_its_pieces() -> None:

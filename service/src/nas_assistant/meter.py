@@ -46,13 +46,18 @@ class Meter:
     def outcome(self, status: int) -> Outcome:
         """What is known now. An answer that was cut off counts by its pieces."""
         prompt = _whole(self._usage.get("prompt_tokens"), self._request_bytes // _BYTES_PER_TOKEN)
+        writing = _whole(self._timings.get("predicted_ms"), 0) / 1000
+        first = self._first
+        if first is not None and not self._pieces:
+            # A whole answer comes when all of it is written.
+            first = max(0.0, first - writing)
         return Outcome(
             status=status,
             prompt_tokens=prompt,
             completion_tokens=_whole(self._usage.get("completion_tokens"), self._pieces),
             cached_tokens=min(prompt, _whole(self._timings.get("cache_n"), 0)),
-            first_seconds=self._first,
-            writing_seconds=_whole(self._timings.get("predicted_ms"), 0) / 1000,
+            first_seconds=first,
+            writing_seconds=writing,
         )
 
 
