@@ -69,6 +69,7 @@ class Desk:
         self._held: dict[Ticket, _Held] = {}
         self._last_grant: dict[str, float] = {}
         self._speeds: defaultdict[str, _Speed] = defaultdict(_Speed)
+        self._served: defaultdict[str, Usage] = defaultdict(Usage)
         metrics.watch(lambda: admission.waiting, lambda: not ledger.complaint)
 
     def acquire(self, ticket: Ticket, model: str, name: str) -> dict[str, Any] | None:
@@ -148,6 +149,15 @@ class Desk:
         """Tokens a second and seconds to the first one, of the last answers of a model."""
         return self._speeds[model].figures()
 
+    def served(self, model: str) -> Usage:
+        """What a model did since the start, requests that failed included."""
+        return self._served[model]
+
+    @property
+    def complaint(self) -> str:
+        """Why usage cannot be written; empty where it can."""
+        return self._ledger.complaint
+
     def used_today(self) -> Mapping[str, Usage]:
         """What keys have used today."""
         return {name: self._quotas.used(name) for name in self._ring.keys}
@@ -177,3 +187,4 @@ class Desk:
         self._ledger.add(self._quotas.day, held.key, usage)
         self._metrics.ended(held.model, held.key, outcome)
         self._speeds[held.model].note(outcome)
+        self._served[held.model] += usage

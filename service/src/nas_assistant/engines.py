@@ -60,8 +60,13 @@ class Engines:
 
     @property
     def models(self) -> Mapping[str, CheckedModel]:
-        """All that can be used."""
+        """All that can be used, if not always."""
         return self._checked.models
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Why others cannot, or cannot just now."""
+        return {**self._checked.unusable, **self._lost}
 
     def in_memory(self, name: str) -> bool:
         """Whether a model is there now."""
@@ -97,7 +102,7 @@ class Engines:
     def _publish(self) -> None:
         usable = [found.model for name, found in self.models.items() if name not in self._lost]
         reason = self._lost.get(self._settings.variant, "")
-        self._control.publish(usable, {**self._checked.unusable, **self._lost}, reason)
+        self._control.publish(usable, self.unusable, reason)
 
     async def _carry_out(self, step: Step, name: str) -> None:
         if step is Step.CLOSE:

@@ -34,7 +34,9 @@ class Status:
         logging.getLogger("nas_assistant").addHandler(self._errors)
 
     def text(self, reason: str) -> str:
-        """All of it. Times are UTC, sizes bytes; ``reason`` says why nothing can be asked."""
+        """All of it. Times are UTC, sizes bytes; ``reason`` says why nothing can be asked, and
+        ``not_written`` why usage is counted in memory alone.
+        """
         limit, source = available_memory()
         used = self._desk.used_today()
         return json.dumps(
@@ -45,6 +47,7 @@ class Status:
                 "models": [
                     self._model(name, model) for name, model in self._engines.models.items()
                 ],
+                "unusable": dict(self._engines.unusable),
                 "waiting": self._desk.waiting,
                 "queue": self._settings.queue,
                 "memory": {"used": used_memory(), "limit": limit, "limit_is": source},
@@ -55,6 +58,7 @@ class Status:
                     }
                     for key in self._desk.api_keys
                 ],
+                "not_written": self._desk.complaint,
                 "errors": list(self._errors.entries),
             }
         )
@@ -72,6 +76,7 @@ class Status:
             "slots_in_use": self._desk.active(name),
             "memory": {**asdict(model.need), "total": model.need.total},
             **self._desk.speed(name),
+            "served": asdict(self._desk.served(name)),
         }
 
 
@@ -82,8 +87,14 @@ class _LastErrors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         event = str(getattr(record, "event", record.name))
-        entry = {"time": _moment(record.created), "event": event, "message": record.getMessage()}
-        self.entries.append(entry)
+        self.entries.append(
+            {
+                "time": _moment(record.created),
+                "event": event,
+                "model": str(getattr(record, "fields", {}).get("model", "")),
+                "message": record.getMessage(),
+            }
+        )
 
 
 def _moment(seconds: float) -> str:
