@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nas_assistant.keys import ApiKey, Role
+from nas_assistant.settings import Settings
+
+from .browser import Browser, find_chromium
+from .website import Server, Visits
 
 CHAT_MODEL = "smollm2-135m-instruct-q4_1.gguf"
 BASE_MODEL = "gemma-3-270m-q4_k_m.gguf"
@@ -83,3 +87,29 @@ def gguf_file(
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(entries)) + b"".join(entries)
     head += gguf_string("weight") + struct.pack("<IQIQ", 1, 16, 0, 0)
     return head + b"\0" * (-len(head) % 32) + b"\1" * data
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    executable = find_chromium()
+    if not executable:
+        pytest.skip("there is no Chromium (Debian's package chromium)")
+    browser = Browser(executable, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    config = tmp_path_factory.mktemp("config") / "config.ini"
+    config.write_text(minimal_config(), encoding="utf-8")
+    server = Server(Settings.load(config, {}), [api_key()])
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def visits(browser: Browser) -> Iterator[Visits]:
+    visits = Visits(browser, SECRET)
+    yield visits
+    visits.end()

@@ -7,24 +7,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
-from starlette.types import Message, Receive, Scope, Send
 
 from nas_assistant.engine import EngineBusy, EngineState, EngineUnavailable, Kind, Model
-from nas_assistant.gateway import create_app
-from nas_assistant.keys import KeyRing
-from nas_assistant.settings import Settings
 
-from .browser import Browser, Page, find_chromium
-from .conftest import SECRET, api_key, minimal_config
+from .browser import Browser
+from .conftest import SECRET
 from .fake_engine import READY, FakeEngine
+from .website import Server, Visit, Visits
 
-RING = KeyRing([api_key()])
 DONE = b"data: [DONE]\n\n"
 ANSWERED = "!document.querySelector('.running') && document.querySelector('.assistant .tools')"
 RUNNING = "document.querySelector('.running .body').textContent"
@@ -60,82 +55,8 @@ class ForgetfulEngine(FakeEngine):
         yield engine
 
 
-class Server:
-    """The gateway on a port of its own; what it answers is up to ``engine``."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.engine = FakeEngine()
-        self.headers: list[tuple[bytes, bytes]] = []
-        self._settings = settings
-        self._app = create_app(settings, self.engine, RING)
-        # A server as fast as this one is no news: only what goes wrong is.
-        self._server = uvicorn.Server(uvicorn.Config(self, port=0, log_level="critical"))
-        self._thread = threading.Thread(target=self._server.run)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
-
-    def reset(self, engine: FakeEngine | None = None) -> None:
-        self.engine = engine or FakeEngine(*says("Hello."))
-        self.headers = []
-        self._app = create_app(self._settings, self.engine, RING)
-
-    def close(self) -> None:
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_more(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope["path"].startswith("/v1/chat"):
-                message["headers"] = [*message["headers"], *self.headers]
-            await send(message)
-
-        await self._app(scope, receive, send_more)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    executable = find_chromium()
-    if not executable:
-        pytest.skip("there is no Chromium (Debian's package chromium)")
-    browser = Browser(executable, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
-def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    config = tmp_path_factory.mktemp("config") / "config.ini"
-    config.write_text(minimal_config(), encoding="utf-8")
-    server = Server(Settings.load(config, {}))
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def server(running_server: Server) -> Server:
-    running_server.reset()
-    return running_server
-
-
-class Chat:
-    """What a person does on the page."""
-
-    def __init__(self, page: Page, url: str) -> None:
-        self.page = page
-        self.url = url
-
-    def open(self) -> None:
-        self.page.open(self.url)
-
-    def enter_key(self, key: str = SECRET, *, remember: bool = False) -> None:
-        self.page.wait("document.querySelector('#key').open")
-        self.focus("#key-field")
-        self.page.type(key)
-        if remember:
-            self.click("#key-remember")
-        self.page.press("Enter")
+class Chat(Visit):
+    """What a person does in the chat."""
 
     def ask(self, text: str) -> None:
         self.focus("#question")
@@ -149,74 +70,24 @@ class Chat:
         self.page.wait(ANSWERED)
         return self.text(".assistant:last-of-type .body")
 
-    def click(self, selector: str) -> None:
-        self.page.wait(f"document.querySelector({selector!r})?.checkVisibility()")
-        self.page.run(f"document.querySelector({selector!r}).click()")
 
-    def choose(self, dialog: str, value: str) -> None:
-        """Press the button with this value in a dialog."""
-        self.click(f"#{dialog} button[value={value}]")
-
-    def focus(self, selector: str) -> None:
-        self.page.run(f"document.querySelector({selector!r}).focus()")
-
-    def text(self, selector: str) -> str:
-        text = self.page.run(f"document.querySelector({selector!r})?.innerText ?? ''")
-        return str(text).strip()
-
-    def value(self, selector: str) -> str:
-        return str(self.page.run(f"document.querySelector({selector!r}).value"))
-
-    def count(self, selector: str) -> int:
-        return int(self.page.run(f"document.querySelectorAll({selector!r}).length"))
-
-    def storage(self, area: str) -> str:
-        return str(self.page.run(f"JSON.stringify({area}Storage)"))
+@pytest.fixture
+def server(running_server: Server) -> Server:
+    running_server.reset(FakeEngine(*says("Hello.")))
+    return running_server
 
 
 @pytest.fixture
-def new_chat(browser: Browser, server: Server) -> Iterator[Callable[..., Chat]]:
-    """Makes pages: each in a profile of its own, unless ``beside`` another one. All must be free of
-    errors at the end.
-    """
-    chats: list[Chat] = []
-    contexts: dict[int, str] = {}
+def new_chat(server: Server, visits: Visits) -> Callable[..., Chat]:
+    """Opens chats, as ``Visits.open`` says."""
 
-    def make(
-        *,
-        language: str = "en",
-        scheme: str = "light",
-        key: str = SECRET,
-        beside: Chat | None = None,
-    ) -> Chat:
-        context = contexts[id(beside)] if beside else browser.context()
-        page = browser.page(context)
-        agent = page.run("navigator.userAgent")
-        page.call("Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage=language)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        page.call("Emulation.setEmulatedMedia", features=features)
-        chat = Chat(page, f"http://127.0.0.1:{server.port}/")
-        chats.append(chat)
-        contexts[id(chat)] = context
-        # Given to the first document alone: what becomes of it then is up to the page.
-        source = f"if (location.port) sessionStorage['nas-assistant.key'] ??= {key!r}"
-        script = page.call("Page.addScriptToEvaluateOnNewDocument", source=source)
-        chat.open()
-        page.call("Page.removeScriptToEvaluateOnNewDocument", **script)
-        if key:
-            page.wait("document.querySelector('#model').value")
+    def make(**how: Any) -> Chat:
+        chat = visits.open(Chat, server, "/", **how)
+        if how.get("key", SECRET):
+            chat.page.wait("document.querySelector('#model').value")
         return chat
 
-    yield make
-    for chat in chats:
-        assert not chat.page.seen("Runtime.exceptionThrown")
-        # A request that was refused is there too, and meant to be.
-        logged = [entry["entry"] for entry in chat.page.seen("Log.entryAdded")]
-        assert [entry for entry in logged if entry["source"] != "network"] == []
-        for request in chat.page.seen("Network.requestWillBeSent"):
-            assert request["request"]["url"].startswith((chat.url, "blob:", "about:")), request
-    for context in set(contexts.values()):
-        browser.call("Target.disposeBrowserContext", browserContextId=context)
+    return make
 
 
 @pytest.fixture
@@ -441,7 +312,7 @@ def test_a_wrong_key_is_asked_for_again(new_chat: Callable[..., Chat]) -> None:
     assert chat.text("#key-note") == "The assistant does not know this key."
     chat.enter_key("密钥")
     chat.page.wait("document.querySelector('#key-field').value === ''")
-    chat.enter_key()
+    chat.enter_key(SECRET)
     chat.page.wait("document.querySelector('#model').value === 'default'")
     assert SECRET not in chat.storage("local")
     chat.page.reload()
@@ -454,14 +325,14 @@ def test_a_key_that_is_no_longer_valid(chat: Chat) -> None:
     chat.page.wait("document.querySelector('#key').open")
     assert chat.text("#key-note") == "The assistant does not know this key."
     assert chat.text(".user .body") == "Still there?"
-    chat.enter_key()
+    chat.enter_key(SECRET)
     chat.page.wait("document.querySelector('.assistant .body').innerText === 'Hello.'")
     assert chat.count(".note") == 0
 
 
 def test_remember_and_forget_the_key(new_chat: Callable[..., Chat]) -> None:
     chat = new_chat(key="")
-    chat.enter_key(remember=True)
+    chat.enter_key(SECRET, remember=True)
     chat.page.wait("document.querySelector('#model').value")
     assert SECRET in chat.storage("local")
     assert SECRET not in chat.storage("session")
@@ -541,7 +412,7 @@ def test_offline(chat: Chat) -> None:
 def test_no_model(new_chat: Callable[..., Chat], server: Server) -> None:
     server.engine.state = EngineState(False, "loading the model", {})
     chat = new_chat(key="")
-    chat.enter_key()
+    chat.enter_key(SECRET)
     chat.page.wait("document.querySelector('#notice').textContent")
     assert chat.text("#notice") == "No model is ready yet."
     server.engine.state = READY

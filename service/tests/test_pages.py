@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The chat page as files: how they are served, and what they must not contain."""
+"""The pages as files: how they are served, and what they must not contain."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from .fake_engine import FakeEngine
 
 WEB = Path(pages.__file__).with_name("web")
 FILES = sorted(WEB.iterdir())
-SOURCE = "\n".join(file.read_text(encoding="utf-8") for file in FILES)
+TEXTS = {file.name: file.read_text(encoding="utf-8") for file in FILES}
+SOURCE = "\n".join(TEXTS.values())
+PAGES = {"chat.html": "/"}
 
 
 @pytest.fixture
@@ -33,7 +35,23 @@ def client(write_config: Callable[[str], Path]) -> Iterator[TestClient]:
 
 
 def path_of(file: Path) -> str:
-    return "/" if file.name == "chat.html" else f"/assets/{file.name}"
+    return PAGES.get(file.name, f"/assets/{file.name}")
+
+
+def scripts_of(page: str) -> dict[str, str]:
+    """The texts of all scripts that a page runs, by name."""
+    found: dict[str, str] = {}
+    wanted = re.findall(r'<script[^>]* src="/assets/([\w.-]+)"', TEXTS[page])
+    while wanted:
+        name = wanted.pop()
+        if name not in found:
+            found[name] = TEXTS[name]
+            wanted += re.findall(r"from '\./([\w.-]+)'", TEXTS[name])
+    return found
+
+
+def test_all_pages_are_known() -> None:
+    assert sorted(PAGES) == [file.name for file in FILES if file.suffix == ".html"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
@@ -50,10 +68,15 @@ def test_each_file_is_served_without_a_key(client: TestClient, file: Path) -> No
 
 def test_the_api_still_needs_a_key(client: TestClient) -> None:
     assert client.get("/v1/models").status_code == 401
+    assert client.get("/admin/status").status_code == 401
 
 
 @pytest.mark.parametrize(
-    "path", ["/assets/", "/assets", "/assets/none.js", "/assets/../pages.py", "/assets/%2e%2e/x"]
+    "path",
+    [
+        *("/assets/", "/assets", "/assets/none.js", "/assets/../pages.py", "/assets/%2e%2e/x"),
+        "/chat.html",
+    ],
 )
 def test_what_is_not_a_file_of_the_page(client: TestClient, path: str) -> None:
     response = client.get(path)
@@ -72,8 +95,9 @@ def test_an_unchanged_file_is_not_sent_again(client: TestClient) -> None:
     assert client.get("/assets/chat.js").headers["etag"] != etag
 
 
-def test_headers(client: TestClient) -> None:
-    headers = client.get("/").headers
+@pytest.mark.parametrize("address", PAGES.values())
+def test_headers(client: TestClient, address: str) -> None:
+    headers = client.get(address).headers
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
     assert policy.pop("require-trusted-types-for") == "'script'"
     assert policy.pop("trusted-types") == "'none'"
@@ -93,15 +117,31 @@ def test_the_package_contains_the_files() -> None:
     assert project["tool"]["setuptools"]["package-data"] == {"nas_assistant": ["web/*"]}
 
 
-def test_all_references_lead_to_files_of_the_page() -> None:
-    used = set(re.findall(r"/assets/([\w.-]+)", SOURCE))
-    imported = set(re.findall(r"from '\./([\w.]+)'", SOURCE))
-    names = {file.name for file in FILES}
-    assert used | imported <= names
+def test_all_files_are_used() -> None:
+    linked = {name for page in PAGES for name in re.findall(r"/assets/([\w.-]+)", TEXTS[page])}
+    assert linked == TEXTS.keys() - PAGES.keys()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_needs(page: str) -> None:
+    scripts = scripts_of(page)
     # What is imported is loaded with the page, not one after the other.
-    assert imported | {"chat.js", "chat.css", "icon.svg"} == used == names - {"chat.html"}
-    icons = set(re.findall(r'(?:href="#icon-|iconButton\(\'|\'#icon-)(\w+)', SOURCE))
-    assert icons == set(re.findall(r'<symbol id="icon-(\w+)"', SOURCE))
+    linked = re.findall(r"/assets/([\w.-]+\.js)", TEXTS[page])
+    assert sorted(linked) == sorted(scripts)
+    text = "\n".join([TEXTS[page], *scripts.values()])
+    icons = set(re.findall(r"(?:href=\"#icon-|iconButton\('|'#icon-)(\w+)", text))
+    assert icons == set(re.findall(r'<symbol id="icon-(\w+)"', TEXTS[page]))
+    # These are asked for by their names.
+    identifiers = set(re.findall(r'\bid="([\w-]+)"', TEXTS[page]))
+    assert set(re.findall(r"\$\('([\w-]+)'\)", text)) <= identifiers
+    references = r'(?:href="#|controls="|labelledby="|describedby=")([\w-]+)'
+    assert set(re.findall(references, TEXTS[page])) <= identifiers
+
+
+def test_the_form_for_the_key_is_the_same_everywhere() -> None:
+    forms = [re.search(r'<dialog id="key".*?</dialog>', TEXTS[page], re.S) for page in PAGES]
+    assert len({form and re.sub(r'"\w*[kK]eyWhy"', "", form[0]) for form in forms}) == 1
+    assert all(forms)
 
 
 def test_nothing_comes_from_outside() -> None:
@@ -111,48 +151,70 @@ def test_nothing_comes_from_outside() -> None:
         assert outside not in SOURCE
 
 
-def test_no_script_or_style_in_the_markup() -> None:
-    page = (WEB / "chat.html").read_text(encoding="utf-8")
-    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", page)
-    assert all(re.search(r"src=", tag) for tag in re.findall(r"<script[^>]*>", page))
+@pytest.mark.parametrize("page", PAGES)
+def test_no_script_or_style_in_the_markup(page: str) -> None:
+    assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", TEXTS[page])
+    assert all(re.search(r"src=", tag) for tag in re.findall(r"<script[^>]*>", TEXTS[page]))
     for unsafe in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
         assert unsafe not in SOURCE
-    # These are asked for by their names.
-    identifiers = set(re.findall(r'\bid="([\w-]+)"', page))
-    for name in re.findall(r"\$\('([\w-]+)'\)", SOURCE):
-        assert name in identifiers, name
-    assert set(re.findall(r'(?:href="#|controls="|labelledby="|describedby=")([\w-]+)', page)) <= (
-        identifiers
-    )
 
 
-def test_both_languages_have_the_words_that_are_used() -> None:
-    words = (WEB / "words.js").read_text(encoding="utf-8")
-    english, chinese = re.findall(r"^  (?:en|'zh-Hans'): \{\n(.*?)^  \},", words, re.M | re.S)
-    keys = re.findall(r"^    (\w+): ", english, re.M)
-    assert keys == re.findall(r"^    (\w+): ", chinese, re.M)
-    assert len(keys) == len(set(keys))
-    for key in keys:
-        of_key = rf"^    {key}: (.*)$"
-        (one,), (other,) = (re.findall(of_key, text, re.M) for text in (english, chinese))
-        assert set(re.findall(r"\{\w+\}", one)) == set(re.findall(r"\{\w+\}", other)), key
-    rest = SOURCE.replace(words, "")
-    asked = set(re.findall(r"say\('(\w+)'", rest)) | set(
-        re.findall(r'data-(?:word|label|placeholder)="(\w+)"', rest)
-    )
-    asked |= set(re.findall(r"iconButton\('[\w-]+', '[\w-]+', '(\w+)'\)", rest))
-    asked |= set(re.findall(r"say\(role === 'user' \? '(\w+)' : '(\w+)'\)", rest)[0])
-    assert asked == {key for key in keys if not key.startswith("note_")}
+def words_in(name: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The words of a script in English and Chinese."""
+    texts = re.findall(r"^  (?:en|'zh-Hans'): \{\n(.*?)^  \},", TEXTS[name], re.M | re.S)
+    english, chinese = (dict(re.findall(r"^    (\w+): (.*)$", text, re.M)) for text in texts)
+    assert sum(text.count("\n") for text in texts) == len(english) + len(chinese)
+    return english, chinese
+
+
+def asked_in(text: str) -> set[str]:
+    """The words that a page or a script asks for; of families, the beginning: ``kind_``."""
+    asked = set(re.findall(r"say\('(\w+)'", text)) | set(re.findall(r"say\(`(\w+_)\$\{", text))
+    asked |= set(re.findall(r'data-(?:word|label|placeholder)="(\w+)"', text))
+    asked |= set(re.findall(r"iconButton\('[\w-]+', '[\w-]+', '(\w+)'\)", text))
+    return asked | {
+        word for pair in re.findall(r"say\([^()]* \? '(\w+)' : '(\w+)'\)", text) for word in pair
+    }
+
+
+WORDS = [name for name in TEXTS if name.endswith("words.js")]
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_both_languages_say_the_same(name: str) -> None:
+    english, chinese = words_in(name)
+    assert list(english) == list(chinese)
+    for key, sentence in english.items():
+        slots = set(re.findall(r"\{\w+\}", sentence))
+        assert slots == set(re.findall(r"\{\w+\}", chinese[key])), key
+
+
+def test_all_words_are_used() -> None:
+    rest = "\n".join(text for name, text in TEXTS.items() if name not in WORDS)
+    asked = asked_in(rest) | {"note_"}
+    known = [key for name in WORDS for key in words_in(name)[0]]
+    assert len(known) == len(set(known))
+    assert asked == {re.sub(r"(?<=_).*", "", key) for key in known}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_knows_the_words_that_it_asks_for(page: str) -> None:
+    scripts = scripts_of(page)
+    known = {key for name in WORDS if name in scripts for key in words_in(name)[0]}
+    for name, text in {page: TEXTS[page], **scripts}.items():
+        if name not in WORDS:
+            assert asked_in(text) <= known | {re.sub(r"(?<=_).*", "", key) for key in known}, name
 
 
 def test_the_sentences_about_errors_are_about_errors_that_exist() -> None:
-    words = (WEB / "words.js").read_text(encoding="utf-8")
     root = WEB.parents[3]
     proxy = root / "roles/proxy/templates/etc/nginx/conf.d/nas-assistant.conf.j2"
-    sources = [*WEB.parent.glob("*.py"), *WEB.glob("*.js"), proxy]
-    text = "\n".join(file.read_text(encoding="utf-8") for file in sources).replace(words, "")
-    for code in set(re.findall(r"note_(\w+):", words)) - {"other"}:
-        assert re.search(rf"['\"]{code}['\"]", text), code
+    sources = [*WEB.parent.glob("*.py"), proxy]
+    texts = [file.read_text(encoding="utf-8") for file in sources]
+    texts += [text for name, text in TEXTS.items() if name not in WORDS]
+    for key in (key for name in WORDS for key in words_in(name)[0] if key.startswith("note_")):
+        code = key.removeprefix("note_")
+        assert code == "other" or re.search(rf"['\"]{code}['\"]", "\n".join(texts)), code
 
 
 def _luminance(colour: str) -> float:
@@ -166,13 +228,26 @@ def _luminance(colour: str) -> float:
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_contrast(scheme: int) -> None:
     """WCAG 2.2, level AA: 4.5 for text, 3 for what a control is known by."""
-    style = (WEB / "chat.css").read_text(encoding="utf-8")
-    found = re.findall(r"--([\w-]+): light-dark\(#(\w{6}), #(\w{6})\)", style)
+    found = re.findall(r"--([\w-]+): light-dark\(#(\w{6}), #(\w{6})\)", TEXTS["base.css"])
     colours = {name: pair[scheme] for name, *pair in found}
     surfaces = ("page", "side", "raised")
-    pairs = [(text, on, 4.5) for text in ("text", "soft", "accent", "danger") for on in surfaces]
-    pairs += [("on-accent", "accent", 4.5), ("text", "you", 4.5), ("warm", "page", 4.5)]
+    pairs = [
+        (text, on, 4.5) for text in ("text", "soft", "accent", "danger", "warm") for on in surfaces
+    ]
+    pairs += [("on-accent", "accent", 4.5), ("text", "you", 4.5)]
     pairs += [("edge", on, 3.0) for on in surfaces]
     for text, on, least in pairs:
         light, dark = sorted((_luminance(colours[text]), _luminance(colours[on])), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= least, (text, on)
+
+
+def test_no_colours_beside_those() -> None:
+    shadow = "rgb(0 0 0 / 50%)"
+    for name, text in TEXTS.items():
+        if name.endswith(".css"):
+            rest = re.sub(r"light-dark\(#\w{6}, #\w{6}\)", "", text) if name == "base.css" else text
+            assert not re.search(r"#[0-9a-f]{3,8}\b(?=[;, )])|rgb|hsl", rest.replace(shadow, "")), (
+                name
+            )
+            used = set(re.findall(r"var\(--([\w-]+)\)", text))
+            assert used <= set(re.findall(r"--([\w-]+): light-dark", TEXTS["base.css"])), name

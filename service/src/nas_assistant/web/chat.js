@@ -4,13 +4,13 @@
 
 import { ask, listModels } from './api.js';
 import { element } from './dom.js';
-import {
-  $, announce, atEnd, copy, following, home, notify, openDialog, openSide, toEnd, useLanguage, useTheme,
-} from './page.js';
+import { enterKey, refuses } from './key.js';
+import { $, announce, openDialog, useLanguage, useTheme } from './page.js';
 import { getKey, recall, remember, setKey } from './settings.js';
 import * as store from './store.js';
 import { messageIdOf, showMessages, showText, spoken } from './thread.js';
 import { download, fromJson, toJson, toMarkdown } from './transfer.js';
+import { atEnd, copy, following, home, notify, openSide, toEnd } from './window.js';
 import { say, sayNote } from './words.js';
 
 const SAVE_EVERY = 2000; // ms, while an answer comes
@@ -21,44 +21,20 @@ const stored = new WeakSet(); // conversations that are in the store as they are
 let current;
 let editing = ''; // the id of the question that the next one replaces
 let listShows = '';
-let entering; // while the key is being asked for
 
-// --- the key --------------------------------------------------------------------------------------
-
-/** Ask for the key until there is one that the service does not refuse. False if nobody gave one. */
-function enterKey(sentence = '') {
-  entering ??= askKey(sentence).finally(() => (entering = undefined));
-  return entering;
-}
-
-async function askKey(sentence) {
-  $('key-open').hidden = isSecureContext;
-  for (;;) {
-    $('key-note').textContent = sentence;
-    $('key-field').value = '';
-    if ((await openDialog($('key'))) !== 'save') return false;
-    const key = $('key-field').value.trim();
-    $('key-field').value = '';
-    // Nothing else can be in a header.
-    if (/^[!-~]+$/.test(key)) {
-      setKey(key, $('key-remember').checked);
-      if ((await fetchModels())?.code !== 'invalid_api_key') return true;
-    }
-    sentence = sayNote({ code: 'invalid_api_key' });
-  }
-}
+// --- models ---------------------------------------------------------------------------------------
 
 async function loadModels() {
   const trouble = await fetchModels();
-  if (trouble?.code === 'invalid_api_key') await enterKey(sayNote(trouble));
+  if (refuses(trouble)) await enterKey(fetchModels, sayNote(trouble));
 }
 
 /** Fill the model picker. Gives what went wrong, if anything. */
-async function fetchModels() {
+async function fetchModels(key = getKey()) {
   let names = [];
   let trouble;
   try {
-    names = await listModels(getKey());
+    names = await listModels(key);
     if (!names.length) trouble = { code: 'no_model' };
   } catch (error) {
     trouble = noteOf(error);
@@ -186,7 +162,7 @@ async function send() {
   const text = question.value.trim();
   const conversation = current;
   if (!text || runs.has(conversation.id)) return;
-  if (!getKey() && !(await enterKey(sayNote({ code: 'no_key' })))) return;
+  if (!getKey() && !(await enterKey(fetchModels, sayNote({ code: 'no_key' })))) return;
   const replaced = editing;
   const asked = { id: store.newId(), role: 'user', text };
   if (!editing) question.value = '';
@@ -232,7 +208,7 @@ async function answer(conversation) {
   if (current !== conversation) return;
   refresh();
   announce(message.note ? sayNote(message.note) : `${say('complete')} ${spoken(message)}`);
-  if (message.note?.code === 'invalid_api_key' && (await enterKey(sayNote(message.note)))) await answer(conversation);
+  if (refuses(message.note) && (await enterKey(fetchModels, sayNote(message.note)))) await answer(conversation);
 }
 
 function noteOf(error) {
@@ -380,7 +356,7 @@ const onOptions = {
 };
 
 const onSettings = {
-  key: () => enterKey(),
+  key: () => enterKey(fetchModels),
   forget: () => {
     setKey('', false);
     notify(say('forgotten'));
@@ -477,8 +453,9 @@ store.onChange((id) => {
   showList().catch(storeTrouble);
 });
 
-useLanguage(recall('local', 'language'));
-useTheme(recall('local', 'theme'));
+$('language').value = useLanguage(recall('local', 'language'));
+$('theme').value = recall('local', 'theme');
+useTheme($('theme').value);
 const last = recall('session', 'current');
 current = store.newConversation('');
 question.value = recall('session', 'draft');
@@ -486,4 +463,4 @@ refresh();
 openConversation(last);
 if (home() === question) question.focus();
 if (getKey()) loadModels();
-else enterKey();
+else enterKey(fetchModels);
