@@ -21,6 +21,7 @@ CHAT_MODEL = "smollm2-135m-instruct-q4_1.gguf"
 BASE_MODEL = "gemma-3-270m-q4_k_m.gguf"
 EMBEDDING_MODEL = "minilm-l6-v2-f16.gguf"
 SECRET = "sk-test-secret"
+USER_SECRET = "sk-test-user"
 
 
 def api_key(name: str = "owner", secret: str = SECRET, **limits: Any) -> ApiKey:
@@ -103,7 +104,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = tmp_path_factory.mktemp("config") / "config.ini"
     config.write_text(minimal_config(), encoding="utf-8")
-    server = Server(Settings.load(config, {}), [api_key()])
+    user = api_key("child", USER_SECRET, role=Role.USER)
+    server = Server(Settings.load(config, {}), [api_key(), user])
     yield server
     server.close()
 

@@ -32,6 +32,7 @@ class FakeEngine:
         self.status = status
         self.state = READY
         self.refusal: Exception | None = None
+        self.reports: dict[str, str] = {}
         self.requests: list[tuple[str, str, dict[str, Any], str]] = []
         self.active = 0
         self.outcome = Outcome(status)
@@ -60,7 +61,7 @@ class FakeEngine:
     async def report(self, what: str) -> str:
         if self.refusal:
             raise self.refusal
-        return f'"{what}"'
+        return self.reports.get(what, f'"{what}"')
 
     async def read(self) -> bytes:
         return b"".join([chunk async for chunk in self.chunks()])

@@ -7,14 +7,17 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from nas_assistant import pages
+from nas_assistant.engine import Kind
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing
+from nas_assistant.memory import MemoryNeed
 from nas_assistant.settings import Settings
 
 from .conftest import api_key, minimal_config
@@ -24,7 +27,7 @@ WEB = Path(pages.__file__).with_name("web")
 FILES = sorted(WEB.iterdir())
 TEXTS = {file.name: file.read_text(encoding="utf-8") for file in FILES}
 SOURCE = "\n".join(TEXTS.values())
-PAGES = {"chat.html": "/"}
+PAGES = {"admin.html": "/admin", "chat.html": "/"}
 
 
 @pytest.fixture
@@ -69,13 +72,15 @@ def test_each_file_is_served_without_a_key(client: TestClient, file: Path) -> No
 def test_the_api_still_needs_a_key(client: TestClient) -> None:
     assert client.get("/v1/models").status_code == 401
     assert client.get("/admin/status").status_code == 401
+    # A page has one address.
+    assert client.get("/admin/").status_code == 401
 
 
 @pytest.mark.parametrize(
     "path",
     [
         *("/assets/", "/assets", "/assets/none.js", "/assets/../pages.py", "/assets/%2e%2e/x"),
-        "/chat.html",
+        *("/assets/admin.html", "/chat.html"),
     ],
 )
 def test_what_is_not_a_file_of_the_page(client: TestClient, path: str) -> None:
@@ -173,7 +178,7 @@ def asked_in(text: str) -> set[str]:
     asked |= set(re.findall(r'data-(?:word|label|placeholder)="(\w+)"', text))
     asked |= set(re.findall(r"iconButton\('[\w-]+', '[\w-]+', '(\w+)'\)", text))
     return asked | {
-        word for pair in re.findall(r"say\([^()]* \? '(\w+)' : '(\w+)'\)", text) for word in pair
+        word for pair in re.findall(r"say\([^()]* \? '(\w+)' : '(\w+)'[,)]", text) for word in pair
     }
 
 
@@ -204,6 +209,16 @@ def test_a_page_knows_the_words_that_it_asks_for(page: str) -> None:
     for name, text in {page: TEXTS[page], **scripts}.items():
         if name not in WORDS:
             assert asked_in(text) <= known | {re.sub(r"(?<=_).*", "", key) for key in known}, name
+
+
+def test_words_for_what_the_service_names() -> None:
+    english, _ = words_in("admin-words.js")
+
+    def of(family: str) -> set[str]:
+        return {key.removeprefix(family) for key in english if key.startswith(family)}
+
+    assert of("kind_") == set(Kind)
+    assert of("memory_") == {part.name for part in fields(MemoryNeed)}
 
 
 def test_the_sentences_about_errors_are_about_errors_that_exist() -> None:

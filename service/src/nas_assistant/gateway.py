@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The HTTP API and the chat page: a Starlette application in front of an engine."""
+"""The HTTP API and its pages: a Starlette application in front of an engine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _STREAM_HEADERS = {
 
 
 def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
-    """The whole API over ``engine``, for the keys in ``ring``; and the page that talks to it."""
+    """The whole API over ``engine``, for the keys in ``ring``; and the pages that talk to it."""
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The chat page: the files of ``web/``, read once, and headers that let nothing else in."""
+"""The pages: the files of ``web/``, read once, and headers that let nothing else in."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+_ADDRESSES = {"admin.html": "/admin", "chat.html": "/"}
 _POLICY = (
     "default-src 'none'",
     "script-src 'self'",
@@ -27,7 +28,7 @@ _POLICY = (
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'none'",
-    # The page never makes markup from text, and here the browser makes sure that it never will.
+    # No page makes markup from text, and here the browser makes sure that none ever will.
     "require-trusted-types-for 'script'",
     "trusted-types 'none'",
 )
@@ -47,7 +48,7 @@ _HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """The page at ``/`` and each of its files at ``/assets/NAME``.
+    """The pages at their addresses, and each of their files at ``/assets/NAME``.
 
     A route for each file: no path is ever made from what a client sends.
     """
@@ -67,4 +68,4 @@ def _route(file: Path) -> Route:
             return Response(status_code=304, headers=headers)
         return Response(content, headers=headers, media_type=_TYPES[file.suffix])
 
-    return Route("/" if file.suffix == ".html" else f"/assets/{file.name}", serve)
+    return Route(_ADDRESSES.get(file.name, f"/assets/{file.name}"), serve)

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // Copyright: nas.assistant contributors
-// The two calls of OpenAI's API that the page needs.
+// The calls of the API that the pages need.
+
+const PATIENCE = 10_000; // ms, for what takes none
 
 /** `code` is the API's, or one of ours: network, broken. `wait`: seconds. */
 export class ApiError extends Error {
@@ -15,6 +17,14 @@ export async function listModels(key) {
   // Others go on with a text, or make vectors of it.
   const models = (await response.json()).data.filter(({ kind }) => !kind || kind === 'chat');
   return models.map(({ id }) => id);
+}
+
+/** The service's state, as it is told to admins. */
+export async function readStatus(key) {
+  const response = await request('/admin/status', key, { signal: AbortSignal.timeout(PATIENCE) });
+  return response.json().catch(() => {
+    throw new ApiError('network');
+  });
 }
 
 /**

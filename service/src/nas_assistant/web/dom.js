@@ -22,3 +22,32 @@ export function iconButton(icon, action, word) {
   button.dataset.action = action;
   return button;
 }
+
+/**
+ * Make `node` show what `wanted` does. What it shows already is not touched, so that focus, selection and
+ * what was opened stay. Of children, those are the same that have the same name and `data-key`.
+ */
+export function morph(node, wanted) {
+  if (node.nodeType === Node.TEXT_NODE) {
+    if (node.data !== wanted.data) node.data = wanted.data;
+    return;
+  }
+  for (const name of node.getAttributeNames()) {
+    if (name !== 'open' && !wanted.hasAttribute(name)) node.removeAttribute(name);
+  }
+  for (const { name, value } of wanted.attributes) {
+    if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+  }
+  const spare = [...node.childNodes];
+  const children = [...wanted.childNodes].map((child) => {
+    const at = spare.findIndex((each) => each.nodeName === child.nodeName && each.dataset?.key === child.dataset?.key);
+    if (at < 0) return child;
+    const [found] = spare.splice(at, 1);
+    morph(found, child);
+    return found;
+  });
+  for (const each of spare) each.remove();
+  children.forEach((child, i) => {
+    if (node.childNodes[i] !== child) node.insertBefore(child, node.childNodes[i] ?? null);
+  });
+}

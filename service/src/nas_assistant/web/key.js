@@ -9,7 +9,7 @@ import { sayNote } from './words.js';
 let entering; // while the key is being asked for
 
 /** Whether it is the key that is in the way. */
-export const refuses = (trouble) => trouble?.code === 'invalid_api_key';
+export const refuses = (trouble) => ['invalid_api_key', 'admin_only'].includes(trouble?.code);
 
 /**
  * Ask for a key until `attempt` finds nothing wrong with it, and keep that one. False if nobody gave one.

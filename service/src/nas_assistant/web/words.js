@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 // Copyright: nas.assistant contributors
-// All words of the page. `note_…` are sentences about an answer, by the API's error codes and ours.
+// How pages speak, and the words of the chat, some of which others use too. `note_…` are sentences about an answer,
+// by the API's error codes and ours.
 
 const WORDS = {
   en: {
@@ -54,6 +55,7 @@ const WORDS = {
     exportAll: 'Export all conversations',
     import: 'Import conversations',
     imported: 'Imported: {n}. Here already: {m}.',
+    toAdmin: 'State of the assistant, for admins',
     importBad: 'This file is no export of conversations. Nothing was imported.',
     title: 'Title',
     system: 'System prompt',
@@ -133,6 +135,7 @@ const WORDS = {
     exportAll: '导出全部对话',
     import: '导入对话',
     imported: '已导入：{n}。已存在：{m}。',
+    toAdmin: '助手状态（管理员）',
     importBad: '此文件不是导出的对话，未导入任何内容。',
     title: '标题',
     system: '系统提示词',
@@ -164,6 +167,11 @@ const WORDS = {
 };
 
 let language = 'en';
+
+/** Know more words, in the shape of those above. */
+export function learn(more) {
+  for (const [tag, words] of Object.entries(more)) Object.assign(WORDS[tag], words);
+}
 
 /** Choose the first language that the page speaks; `wanted` are tags as in `navigator.languages`. */
 export function speak(wanted) {
