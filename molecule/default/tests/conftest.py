@@ -205,9 +205,8 @@ def refused(
         parts = re.split(r"^(?=fatal: |failed: |TASK |PLAY )", done.stdout, flags=re.M)
         # Of a loop, each item that failed is told by itself.
         told = {each: re.compile(rf"(fatal|failed): \[{each}[] ]") for each in names}
-        return [
-            " ".join("".join(part for part in parts if told[each].match(part)).split())
-            for each in names
-        ]
+        said = ["".join(part for part in parts if told[each].match(part)) for each in names]
+        # As YAML writes an apostrophe.
+        return [" ".join(text.split()).replace("''", "'") for text in said]
 
     return run

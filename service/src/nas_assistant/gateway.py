@@ -166,13 +166,15 @@ class _Generate:
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
     def _default(self) -> str:
-        """The model that answers when a request names none: the chosen one, where it can."""
-        models = self._engine.state.models
-        chosen = self._settings.variant
-        if chosen in models and models[chosen].kind in self._kinds:
-            return chosen
-        fitting = (model.name for model in models.values() if model.kind in self._kinds)
-        return next(fitting, chosen)
+        """The model that answers when a request names none: the chosen one; for vectors, the first
+        that makes them.
+        """
+        embedders = (
+            model.name
+            for model in self._engine.state.models.values()
+            if model.kind is Kind.EMBEDDING and Kind.EMBEDDING in self._kinds
+        )
+        return next(embedders, self._settings.variant)
 
     async def _answer(
         self, generation: Generation, model: str, scope: Scope, receive: Receive, send: Send
