@@ -11,7 +11,9 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,18 @@ def make_inventory(folder: Path) -> Path:
     folder.mkdir()
     (folder / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
     return folder / "hosts.yml"
+
+
+@contextlib.contextmanager
+def blank_vm(name: str) -> Iterator[Lab]:
+    """A blank virtual machine, for as long as it is needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        inventory = make_inventory(Path(folder) / "inventory")
+        run_lab("vm", "--name", name, "--inventory", str(inventory))
+        try:
+            yield read_lab(name, inventory.parent)
+        finally:
+            run_lab("down", "--name", name)
 
 
 def kill(controller: subprocess.Popen[bytes]) -> None:

@@ -15,14 +15,13 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from site_lab import Lab, make_inventory, read_lab, run_lab  # noqa: E402
+from site_lab import Lab, blank_vm  # noqa: E402
 
 NAME = "benchnetwork"
 ROUNDS = 3
@@ -107,13 +106,8 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 def main() -> int:
     """Measure, print, and write the result."""
-    with tempfile.TemporaryDirectory() as folder:
-        inventory = make_inventory(Path(folder) / "inventory")
-        run_lab("vm", "--name", NAME, "--inventory", str(inventory))
-        try:
-            found = measure(read_lab(NAME, inventory.parent))
-        finally:
-            run_lab("down", "--name", NAME)
+    with blank_vm(NAME) as lab:
+        found = measure(lab)
     Path(sys.argv[1]).write_text(f"{json.dumps(found, indent=2)}\n", encoding="utf-8")
     return 0
 

@@ -15,14 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nas_assistant.admission import Admission, Verdict
-from nas_assistant.engine import Outcome
+from nas_assistant.engine import CLIENT_GONE, Outcome
 from nas_assistant.keys import ApiKey, KeyRing
 from nas_assistant.metrics import Metrics
 from nas_assistant.quota import Quotas, Usage
 from nas_assistant.state import Ledger
 
 Ticket = tuple[int, int]  # a worker's connection, and the number it gave its request
-_GONE = 499
 _LAST = 20  # answers that a speed is worked out from
 
 
@@ -95,7 +94,7 @@ class Desk:
         """Take a request out, one that waits too; return those whose turn it is now."""
         held = self._held.pop(ticket, None)
         if held is not None and held.granted:
-            self._count(held, outcome or Outcome(_GONE))
+            self._count(held, outcome or Outcome(CLIENT_GONE))
         elif held is not None:
             self._quotas.end(held.key, Usage())
         return self._grant(self._admission.release(ticket))

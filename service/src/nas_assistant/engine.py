@@ -44,13 +44,17 @@ class EngineState:
     unusable: Mapping[str, str] = field(default_factory=dict)
 
 
+# Nginx's word for a client that went away before it was answered.
+CLIENT_GONE = 499
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a request that had a slot ended, as far as is known.
 
-    ``status`` is HTTP's, 499 where the client left. ``cached_tokens`` are those of the prompt that
-    the engine had already. ``first_seconds``: from the request to the first piece of the answer.
-    ``writing_seconds``: what the engine took for the tokens of the answer.
+    ``status`` is HTTP's, CLIENT_GONE where the client left. ``cached_tokens`` are those of the
+    prompt that the engine had already. ``first_seconds``: from the request to the first piece of
+    the answer. ``writing_seconds``: what the engine took for the tokens of the answer.
     """
 
     status: int

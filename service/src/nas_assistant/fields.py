@@ -98,6 +98,20 @@ def _logit_bias(value: Any) -> str | None:
     return "must be an object of token numbers and biases from -100 to 100"
 
 
+def _function(**more: Schema) -> Schema:
+    """An object that names a function, and says more of it."""
+    function = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"type": "string"}, **more},
+    }
+    return {
+        "type": "object",
+        "required": ["type", "function"],
+        "properties": {"type": {"const": "function"}, "function": function},
+    }
+
+
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _BOOLEAN = Field(
     lambda value: None if isinstance(value, bool) else "must be true or false", {"type": "boolean"}
@@ -152,22 +166,7 @@ CHAT: Mapping[str, Field] = {
         check_tools,
         {
             "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["type", "function"],
-                "properties": {
-                    "type": {"const": "function"},
-                    "function": {
-                        "type": "object",
-                        "required": ["name"],
-                        "properties": {
-                            "name": {"type": "string"},
-                            "description": {"type": "string"},
-                            "parameters": {"type": "object"},
-                        },
-                    },
-                },
-            },
+            "items": _function(description={"type": "string"}, parameters={"type": "object"}),
         },
     ),
     "tool_choice": Field(
@@ -175,18 +174,7 @@ CHAT: Mapping[str, Field] = {
         {
             "anyOf": [
                 {"enum": ["auto", "none", "required"]},
-                {
-                    "type": "object",
-                    "required": ["type", "function"],
-                    "properties": {
-                        "type": {"const": "function"},
-                        "function": {
-                            "type": "object",
-                            "required": ["name"],
-                            "properties": {"name": {"type": "string"}},
-                        },
-                    },
-                },
+                _function(),
             ]
         },
     ),

@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from nas_assistant.engine import (
+    CLIENT_GONE,
     Engine,
     EngineAnswer,
     EngineBusy,
@@ -30,7 +31,7 @@ from nas_assistant.generation import Generation, parse_chat, parse_completion, p
 from nas_assistant.keys import ApiKey, KeyRing
 from nas_assistant.meter import Meter
 from nas_assistant.metrics import CONTENT_TYPE
-from nas_assistant.middleware import CLIENT_GONE, KEY, ApiKeyGuard, RequestLog, error_response
+from nas_assistant.middleware import KEY, ApiKeyGuard, RequestLog, error_response
 from nas_assistant.openapi import describe
 from nas_assistant.pages import page_routes
 from nas_assistant.settings import Settings

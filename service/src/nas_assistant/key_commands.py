@@ -22,7 +22,7 @@ from pathlib import Path
 
 from nas_assistant import state
 from nas_assistant.key_files import KeyFiles
-from nas_assistant.keys import NAME, ApiKey, KeysError, Role, load, parse_key, render
+from nas_assistant.keys import ApiKey, KeysError, Role, load, parse_key, render
 from nas_assistant.quota import Usage
 
 _SECRET_BYTES = 32
@@ -81,11 +81,6 @@ def run(options: argparse.Namespace, files: KeyFiles) -> str:
 def _create(options: argparse.Namespace, own: dict[str, ApiKey], files: KeyFiles) -> str:
     if options.name in own:
         raise KeysError(f"there is a key {options.name} already; `keys rotate` renews its secret")
-    if not NAME.fullmatch(options.name):
-        raise KeysError(
-            f"name = {options.name!r}: allowed are up to 64 letters, digits, dots, dashes and "
-            "underscores"
-        )
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     wish = {field.name: getattr(options, field.name, "") for field in dataclasses.fields(ApiKey)}
     key = parse_key({**wish, "sha256": _digest(secret)}, "keys create")

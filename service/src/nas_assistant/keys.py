@@ -20,7 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-# A name ends up in log lines, in metrics and in other commands' arguments.
+# A name, of a model too, ends up in URLs, log lines, metrics and other commands' arguments.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST = 1 << 40

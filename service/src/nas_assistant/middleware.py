@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nas_assistant.engine import CLIENT_GONE
 from nas_assistant.errors import ApiError
 from nas_assistant.keys import KeyRing, Role
 from nas_assistant.logs import log
@@ -23,8 +24,6 @@ from nas_assistant.logs import log
 # Printable, short, and without anything that could forge a log line or a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 KEY = "nas_assistant.key"
-# nginx's word for a client that went away before it was answered.
-CLIENT_GONE = 499
 
 
 def error_response(error: ApiError) -> Response:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from nas_assistant.keys import NAME
+
 T = TypeVar("T")
 
 DEFAULT_BIND = "0.0.0.0:8000"
@@ -22,8 +24,6 @@ CHAT_TEMPLATES = (
 )
 KV_CACHES = ("f16", "q8_0")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-# A name ends up in URLs, in log lines and in the engine's answers.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MODEL_PREFIX = "model:"
 
@@ -175,7 +175,7 @@ class _Reader:
 
     def _model(self, section: str) -> ModelSettings:
         name = section.removeprefix(_MODEL_PREFIX)
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise SettingsError(
                 f"{self.path} [{section}]: allowed names are up to 64 letters, digits, dots, "
                 f"dashes and underscores"
