@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nas_assistant.engine import Call
 from nas_assistant.keys import ApiKey, Role
 from nas_assistant.settings import Settings
 
@@ -29,10 +30,26 @@ def api_key(name: str = "owner", secret: str = SECRET, **limits: Any) -> ApiKey:
     return ApiKey(name, hashlib.sha256(secret.encode()).hexdigest(), **limits)
 
 
+def call_of(model: str, key: str = "owner", **more: Any) -> Call:
+    return Call(model, "/v1/chat/completions", b"{}", key, **more)
+
+
 def minimal_config(**server: object) -> str:
     lines = ["[server]", *(f"{key} = {value}" for key, value in server.items())]
     lines += ["[model:default]", "file = tiny.gguf", f"sha256 = {'0' * 64}"]
     return "\n".join(lines) + "\n"
+
+
+HYBRID = """
+[upstream:example]
+url = http://127.0.0.1:9/v1
+retries = 0
+parallel = 1
+
+[model:smart]
+upstream = example
+model = gpt-example
+"""
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +120,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = tmp_path_factory.mktemp("config") / "config.ini"
-    config.write_text(minimal_config(), encoding="utf-8")
+    config.write_text(minimal_config(mode="hybrid") + HYBRID, encoding="utf-8")
     user = api_key("child", USER_SECRET, role=Role.USER)
     server = Server(Settings.load(config, {}), [api_key(), user])
     yield server

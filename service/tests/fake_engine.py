@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from threading import Event
 from typing import Any
 
-from nas_assistant.engine import EngineState, EngineUnavailable, Kind, Model, Outcome
+from nas_assistant.engine import Call, EngineState, EngineUnavailable, Kind, Model, Outcome
+from nas_assistant.errors import ApiError, from_engine
 
 READY = EngineState(
     ready=True,
@@ -34,6 +35,7 @@ class FakeEngine:
         self.refusal: Exception | None = None
         self.reports: dict[str, str] = {}
         self.requests: list[tuple[str, str, dict[str, Any], str]] = []
+        self.calls: list[Call] = []
         self.active = 0
         self.outcome = Outcome(status)
         self.outcomes: list[Outcome] = []
@@ -45,12 +47,11 @@ class FakeEngine:
         pass
 
     @asynccontextmanager
-    async def generate(
-        self, model: str, path: str, body: bytes, key: str
-    ) -> AsyncIterator[FakeEngine]:
+    async def generate(self, call: Call) -> AsyncIterator[FakeEngine]:
+        self.calls.append(call)
         if self.refusal:
             raise self.refusal
-        self.requests.append((model, path, json.loads(body), key))
+        self.requests.append((call.model, call.path, json.loads(call.body), call.key))
         self.active += 1
         try:
             yield self
@@ -62,6 +63,9 @@ class FakeEngine:
         if self.refusal:
             raise self.refusal
         return self.reports.get(what, f'"{what}"')
+
+    def explain(self, body: bytes) -> ApiError:
+        return from_engine(self.status, body)
 
     async def read(self) -> bytes:
         return b"".join([chunk async for chunk in self.chunks()])

@@ -21,6 +21,7 @@ from nas_assistant.metrics import Metrics
 from nas_assistant.settings import Settings
 from nas_assistant.state import Ledger
 from nas_assistant.status import Status
+from nas_assistant.upstreams import Upstreams
 
 _NEED = MemoryNeed(*(size * MIB for size in (95, 180, 128, 40, 96, 160)))
 
@@ -42,7 +43,8 @@ class Service:
         control = ControlServer(self.desk, {})
         engines = Engines(settings, checked, "wheel", folder, self.desk, control)
         self._handlers = list(logging.getLogger("nas_assistant").handlers)
-        self.status = Status(settings, self.desk, engines)
+        upstreams = Upstreams(settings, {}, self.desk, control)
+        self.status = Status(settings, self.desk, engines, upstreams)
 
     def close(self) -> None:
         """Have the log go on as before."""

@@ -53,6 +53,8 @@ class Service:
         (self.keys_dir / "keys.json").write_text(render([api_key()]), encoding="utf-8")
         self.log_path = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        # What the configuration has at its end, in the section of the model "large" or in others.
+        self.more_config = ""
         self.write_config(**server)
 
     def write_config(self, **server: object) -> None:
@@ -62,7 +64,7 @@ class Service:
         for name, file in {"default": CHAT_MODEL, "large": BASE_MODEL}.items():
             lines += [f"[model:{name}]", f"file = {file}", "context = 1024"]
             lines += [f"sha256 = {digest(self.models / file)}"]
-        self.config.write_text("\n".join(lines), encoding="utf-8")
+        self.config.write_text("\n".join([*lines, self.more_config]), encoding="utf-8")
 
     def command(self, name: str, *words: str) -> list[str]:
         return [
@@ -100,8 +102,8 @@ class Service:
         return [json.loads(line) for line in self.log_path.read_text("utf-8").splitlines()]
 
     def status(self, path: str) -> int:
+        from nas_assistant.addresses import TcpAddress
         from nas_assistant.local_http import LocalHttpError, request
-        from nas_assistant.settings import TcpAddress
 
         try:
             return request(TcpAddress("127.0.0.1", self.port), "GET", path)[0]

@@ -18,7 +18,7 @@ from nas_assistant.engine import EngineUnavailable
 from nas_assistant.memory import MIB
 from nas_assistant.settings import Settings
 
-from .conftest import SECRET, USER_SECRET, api_key, minimal_config
+from .conftest import HYBRID, SECRET, USER_SECRET, api_key, minimal_config
 from .fake_engine import FakeEngine
 from .sample import Service
 from .website import Server, Visit, Visits
@@ -59,6 +59,7 @@ def status(tmp_path: Path) -> dict[str, Any]:
             requests_per_minute=20,
             tokens_per_day=50_000,
             models=("default", "vectors"),
+            local_only=True,
             expires="2020-02-29",
         ),
     ]
@@ -170,7 +171,7 @@ def test_what_is_shown(admin: Admin) -> None:
     assert admin.cells(1, 1) == [
         "phone",
         "admin",
-        "Requests a minute: 20\nTokens a day: 50,000",
+        "Requests a minute: 20\nTokens a day: 50,000\nNothing leaves this NAS",
         "default, vectors",
         "Feb 29, 2020\nexpired",
         "Requests: 7\nTokens read: 2,345, written: 678",
@@ -181,6 +182,23 @@ def test_what_is_shown(admin: Admin) -> None:
         "2026-07-04 12:00:00 UTC"
     )
     assert admin.page.run("document.querySelector('header a').pathname") == "/"
+
+
+def test_who_answers_elsewhere(
+    admin: Admin, tell: Callable[[dict[str, Any]], None], tmp_path: Path
+) -> None:
+    config = tmp_path / "hybrid.ini"
+    config.write_text(minimal_config(mode="hybrid") + HYBRID, encoding="utf-8")
+    service = Service(Settings.load(config, {}), tmp_path, [api_key()])
+    status: dict[str, Any] = json.loads(service.status.text(""))
+    service.close()
+    tell(status)
+    admin.wait_for("In the cloud")
+    row = ["smart\nchats\ngpt-example", "example\nhttp://127.0.0.1:9/v1", "offered", "0 of 1"]
+    assert admin.cells(1, 0) == [*row, "–", "Requests: 0"]  # noqa: RUF001
+    status["upstreams"][0]["paused"] = "the cloud 'example' failed"
+    tell(status)
+    admin.wait_for("cannot be asked\nthe cloud 'example' failed")
 
 
 def test_it_is_kept_up_to_date_without_a_flicker(
@@ -361,7 +379,7 @@ def test_nothing_to_show(
     admin = new_admin(key="")
     admin.enter_key(SECRET)
     admin.wait_for("Nothing has gone wrong since the start.")
-    assert "No model is configured." in admin.text("main")
+    assert "No model is on this NAS." in admin.text("main")
     assert "There are no keys" in admin.text("main")
     assert admin.count("table, meter") == 0
 

@@ -26,7 +26,7 @@ from nas_assistant.keys import KeyRing
 from nas_assistant.metrics import Metrics
 from nas_assistant.state import Ledger
 
-from .conftest import SECRET, api_key
+from .conftest import SECRET, api_key, call_of
 
 RING = KeyRing([api_key()])
 BACKEND = Backend(Model("default", Kind.CHAT, 1), "/engine.sock", "secret")
@@ -39,7 +39,7 @@ async def _line(
     desk = Desk(Admission(slots, queue), ring, Ledger(path), Metrics())
     server = ControlServer(desk, {"metrics": desk.metrics})
     await server.start(path / "control.sock")
-    server.publish([BACKEND.model], {}, "")
+    server.publish("test", [BACKEND.model], {}, "")
     server.open(BACKEND)
     yield server
     await server.close()
@@ -56,7 +56,7 @@ async def _client(path: Path, lost: Callable[[], None] = _never) -> ControlClien
 
 
 async def _hold(client: ControlClient, stack: AsyncExitStack) -> Grant:
-    return await stack.enter_async_context(client.slot("default", "owner"))
+    return await stack.enter_async_context(client.slot(call_of("default")))
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -117,14 +117,14 @@ async def check_a_lost_engine_empties_the_queue(path: Path) -> None:
         await _hold(client, stack)
         waiting = asyncio.create_task(_hold(client, stack))
         await asyncio.sleep(0.05)
-        server.publish([], {"default": "the engine ended"}, "the engine ended")
+        server.publish("test", [], {"default": "the engine ended"}, "the engine ended")
         with pytest.raises(EngineUnavailable, match="the engine ended"):
             await waiting
         assert (client.state.ready, client.state.reason) == (False, "the engine ended")
         with pytest.raises(EngineUnavailable):
             await _hold(client, stack)
         server.open(BACKEND)
-        server.publish([BACKEND.model], {}, "")
+        server.publish("test", [BACKEND.model], {}, "")
         await _until(lambda: client.state.ready)
         await client.close()
 
@@ -169,17 +169,17 @@ async def check_a_model_that_is_not_there_is_waited_for(path: Path) -> None:
     other = Backend(Model("other", Kind.CHAT, 1), "/other.sock", "secret")
     async with _line(path, slots=1, queue=4) as server, AsyncExitStack() as stack:
         client = await _client(path)
-        server.publish([BACKEND.model, other.model], {"lost": "it is damaged"}, "")
+        server.publish("test", [BACKEND.model, other.model], {"lost": "it is damaged"}, "")
         await _until(lambda: len(client.state.models) == 2)
         assert client.state.unusable == {"lost": "it is damaged"}
         server.changed.clear()
-        waiting = asyncio.create_task(stack.enter_async_context(client.slot("other", "owner")))
+        waiting = asyncio.create_task(stack.enter_async_context(client.slot(call_of("other"))))
         await server.changed.wait()
         assert not waiting.done()
         server.open(other)
         assert (await waiting).backend == other
         with pytest.raises(EngineUnavailable, match="it is damaged"):
-            await stack.enter_async_context(client.slot("lost", "owner"))
+            await stack.enter_async_context(client.slot(call_of("lost")))
         await client.close()
 
 
@@ -190,7 +190,7 @@ async def check_limits_of_a_key_hold_for_all_workers(path: Path) -> None:
         await _hold(first, held)
         with pytest.raises(QuotaExceeded, match="1 requests at once"):
             await _hold(second, held)
-        await held.enter_async_context(second.slot("default", "other"))
+        await held.enter_async_context(second.slot(call_of("default", "other")))
         await held.aclose()
         await asyncio.sleep(0.05)
         await _hold(second, held)
@@ -203,7 +203,7 @@ async def check_what_was_used_is_counted_once(path: Path) -> None:
     ring = KeyRing([api_key(tokens_per_day=100)])
     async with _line(path, slots=1, queue=4, ring=ring):
         client = await _client(path)
-        async with client.slot("default", "owner") as grant:
+        async with client.slot(call_of("default")) as grant:
             grant.outcome = Outcome(200, 90, 10, 30, 0.4, 2.0)
         with pytest.raises(QuotaExceeded, match="has used 100"):
             await _hold(client, AsyncExitStack())

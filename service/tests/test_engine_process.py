@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from nas_assistant import engine_process
+from nas_assistant.addresses import UnixAddress
 from nas_assistant.checks import check_start
 from nas_assistant.engine_process import EngineProcess
 from nas_assistant.local_http import LocalHttpError, request
-from nas_assistant.settings import Settings, UnixAddress
+from nas_assistant.settings import Settings
 
 from .conftest import BASE_MODEL, CHAT_MODEL, gguf_file
 from .service_process import SOURCE, Service

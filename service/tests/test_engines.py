@@ -28,7 +28,7 @@ from nas_assistant.metrics import Metrics
 from nas_assistant.settings import Settings
 from nas_assistant.state import Ledger
 
-from .conftest import api_key, minimal_config
+from .conftest import api_key, call_of, minimal_config
 
 NAMES = ("default", "large", "other")
 
@@ -105,7 +105,7 @@ async def running(settings: Settings, path: Path) -> AsyncIterator[tuple[Control
 
 
 async def ask(client: ControlClient, model: str) -> str:
-    async with client.slot(model, "owner") as grant:
+    async with client.slot(call_of(model)) as grant:
         return grant.backend.socket
 
 
@@ -133,7 +133,7 @@ async def check_models_come_and_go(client: ControlClient, _: Engines) -> None:
 async def check_nobody_is_cut_off_for_another(client: ControlClient, _: Engines) -> None:
     async with AsyncExitStack() as held:
         for name in ("default", "large"):
-            await held.enter_async_context(client.slot(name, "owner"))
+            await held.enter_async_context(client.slot(call_of(name)))
         waiting = asyncio.create_task(ask(client, "other"))
         behind = asyncio.create_task(ask(client, "default"))
         await asyncio.sleep(0.3)
@@ -185,7 +185,7 @@ async def check_one_that_ends_comes_back(client: ControlClient, engines: Engines
 async def check_who_leaves_is_not_waited_for(client: ControlClient, _: Engines) -> None:
     async with AsyncExitStack() as held:
         for name in ("default", "large"):
-            await held.enter_async_context(client.slot(name, "owner"))
+            await held.enter_async_context(client.slot(call_of(name)))
         waiting = asyncio.create_task(ask(client, "other"))
         await asyncio.sleep(0.3)
         waiting.cancel()

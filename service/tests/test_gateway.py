@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from nas_assistant.endpoint import MAX_BODY
 from nas_assistant.engine import (
     EngineBusy,
     EngineState,
@@ -22,7 +23,7 @@ from nas_assistant.engine import (
     Model,
     QuotaExceeded,
 )
-from nas_assistant.gateway import MAX_BODY, create_app
+from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing, Role
 from nas_assistant.logs import JsonFormatter
 from nas_assistant.settings import Settings
@@ -139,7 +140,7 @@ def test_reports_are_for_admins(
 
 def test_models(client: TestClient) -> None:
     model = {"id": "default", "object": "model", "created": 1, "owned_by": "nas.assistant"}
-    model["kind"] = "chat"
+    model |= {"kind": "chat", "served_by": "local"}
     assert client.get("/v1/models").json() == {"object": "list", "data": [model]}
     assert client.get("/v1/models/default").json() == model
     check_error(client.get("/v1/models/none"), 404, "model_not_found")
@@ -358,7 +359,7 @@ def test_bodies_that_are_no_json_object(client: TestClient, body: bytes) -> None
 def test_text_that_cannot_fit_never_reaches_the_engine(
     client: TestClient, settings: Settings, engine: FakeEngine
 ) -> None:
-    most = settings.model.longest_body
+    most = settings.models["default"].longest_body
     for path, body in (
         (CHAT, {"messages": [{"role": "user", "content": "x " * most}]}),
         ("/v1/completions", {"prompt": "x" * most}),
@@ -479,7 +480,10 @@ FIGURES = (
         ({}, b""),
         ({"stream_options": {}}, b""),
         ({"stream_options": None}, b""),
-        ({"stream_options": {"include_usage": True}}, FIGURES),
+        (
+            {"stream_options": {"include_usage": True}},
+            FIGURES.replace(b'"usage":{', b'"usage":{"served_by":"local",'),
+        ),
     ],
 )
 def test_figures_are_for_those_who_ask(

@@ -116,7 +116,7 @@ def test_memory_arithmetic(tmp_path: Path, write_config: Callable[[str], Path]) 
     path = tmp_path / "tiny.gguf"
     path.write_bytes(gguf_file())
     settings = Settings.load(write_config(minimal_config()), {})
-    need = memory_need(read_head(path), 10 * MIB, settings.model, settings)
+    need = memory_need(read_head(path), 10 * MIB, settings.models["default"], settings)
     # One layer, two KV heads of 16 values for keys and as many for values, two bytes each.
     assert need.kv_cache == 2 * (16 + 16) * 2 * 2048 * 4
     assert need.weights == 10 * MIB

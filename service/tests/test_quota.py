@@ -32,6 +32,20 @@ def quotas(time: Time, noted: Mapping[str, Mapping[str, Usage]] | None = None) -
     return Quotas(lambda day: (noted or {}).get(day, {}), clock=time, now=time)
 
 
+def test_another_try_is_the_same_request(time: Time) -> None:
+    books, key = quotas(time), api_key(requests_per_minute=1, parallel=1)
+    assert books.begin(key) is None
+    books.end(key.name, Usage(1, 5, 5))
+    assert books.begin(key, again=True) is None
+    exceeded = books.begin(key, again=True)
+    assert exceeded is not None
+    assert "1 requests at once" in exceeded.message
+    books.end(key.name, Usage())
+    exceeded = books.begin(key)
+    assert exceeded is not None
+    assert "1 requests a minute" in exceeded.message
+
+
 def test_requests_a_minute(time: Time) -> None:
     books, key = quotas(time), api_key(requests_per_minute=2)
     assert books.begin(key) is None

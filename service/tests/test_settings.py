@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nas_assistant.settings import Settings, SettingsError, TcpAddress, UnixAddress
+from nas_assistant.addresses import TcpAddress, UnixAddress, parse_api_url
+from nas_assistant.settings import Settings, SettingsError
 
-from .conftest import minimal_config
+from .conftest import HYBRID, minimal_config
 
 Write = Callable[[str], Path]
 
@@ -21,7 +22,7 @@ def test_defaults(write_config: Write) -> None:
     assert (settings.workers, settings.timeout, settings.queue) == (2, 120, 32)
     assert (settings.threads, settings.slots, settings.cache_mib) == (0, 4, 128)
     assert settings.access_log
-    assert settings.model.context == 2048
+    assert settings.models["default"].context == 2048
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.workers = 3  # type: ignore[misc]
 
@@ -36,10 +37,58 @@ def test_addresses_and_inline_comment(write_config: Write) -> None:
     ]
 
 
+def test_the_mode_says_who_may_answer(write_config: Write) -> None:
+    def load(mode: str, **server: str) -> Settings:
+        text = minimal_config(mode=mode, **server) + "fallback = smart\n" + HYBRID
+        return Settings.load(write_config(text), {})
+
+    hybrid, local, cloud = load("hybrid"), load("local"), load("cloud", variant="smart")
+    assert hybrid.models.keys() == local.models.keys() == {"default"}
+    assert hybrid.models["default"].fallback == "smart"
+    assert hybrid.cloud_models["smart"].model == "gpt-example"
+    assert hybrid.upstreams["example"].url == "http://127.0.0.1:9/v1"
+    assert not hybrid.off
+    assert not local.upstreams
+    assert not local.cloud_models
+    assert local.off.keys() == {"smart"}
+    assert (cloud.model, cloud.models, list(cloud.off)) == (None, {}, ["default"])
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("https://api.example.com/v1/", True),
+        ("https://[2001:db8::1]:8443/v1", True),
+        ("http://192.168.1.5:11434/v1", True),
+        ("http://[fd00::5]/v1", True),
+        ("http://desk.local:8080/v1", True),
+        ("http://localhost/v1", True),
+        ("http://api.example.com/v1", False),
+        ("http://93.184.216.34/v1", False),
+        ("http://local.example.com/v1", False),
+        ("ftp://192.168.1.5/v1", False),
+        ("https://user:secret@example.com/v1", False),
+        ("https://example.com/v1?key=x", False),
+        ("https:///v1", False),
+        ("https://example.com:0/v1", False),
+        ("https://example.com:99999/v1", False),
+        ("https://exa mple.com/v1", False),
+        ("example.com", False),
+        ("", False),
+    ],
+)
+def test_what_may_be_an_upstream(url: str, allowed: bool) -> None:
+    if allowed:
+        assert parse_api_url(url) == url.rstrip("/")
+    else:
+        with pytest.raises(ValueError, match=r"no address|Port out of range"):
+            parse_api_url(url)
+
+
 def test_environment_chooses_the_variant(write_config: Write) -> None:
     text = minimal_config() + f"[model:large]\nfile = large.gguf\nsha256 = {'1' * 64}\n"
-    assert Settings.load(write_config(text), {"MODEL_VARIANT": "large"}).model.name == "large"
-    assert Settings.load(write_config(text), {"MODEL_VARIANT": " "}).model.name == "default"
+    assert Settings.load(write_config(text), {"MODEL_VARIANT": "large"}).variant == "large"
+    assert Settings.load(write_config(text), {"MODEL_VARIANT": " "}).variant == "default"
     with pytest.raises(SettingsError, match=r"MODEL_VARIANT = 'huge'.*default, large"):
         Settings.load(write_config(text), {"MODEL_VARIANT": "huge"})
 
@@ -75,6 +124,34 @@ def test_environment_chooses_the_variant(write_config: Write) -> None:
         ),
         (minimal_config() + "context = 1\n", "context = '1': allowed: a whole number from 256"),
         (minimal_config().replace("[model:default]", "[model:a b]"), "[model:a b]: allowed"),
+        (minimal_config(mode="both"), "mode = 'both': allowed: local or cloud or hybrid"),
+        (
+            minimal_config(variant="smart") + HYBRID,
+            "variant = 'smart': it is in the cloud, and mode = local sends nothing out",
+        ),
+        (
+            minimal_config(mode="cloud") + HYBRID,
+            "variant = 'default': it is on this machine, and mode = cloud loads nothing here; the "
+            "configured ones are smart",
+        ),
+        (
+            minimal_config() + HYBRID.replace("upstream = example", "upstream = none"),
+            "[model:smart] upstream = 'none': there is no [upstream:none]; there are example",
+        ),
+        (
+            minimal_config() + "fallback = default\n" + HYBRID,
+            "[model:default] fallback = 'default': it must be a model with an upstream; there are "
+            "smart",
+        ),
+        (
+            minimal_config() + HYBRID.replace("http://127.0.0.1:9/v1", "http://example.com/v1"),
+            "url = 'http://example.com/v1': allowed: https://HOST/PATH, or http:// for an address",
+        ),
+        (minimal_config() + HYBRID + "context = 4096\n", "context = '4096': unknown key; allowed"),
+        (
+            minimal_config() + HYBRID.replace("model = gpt-example", "kind = image"),
+            "kind = 'image'",
+        ),
     ],
 )
 def test_errors_name_key_value_and_allowed(write_config: Write, text: str, message: str) -> None:

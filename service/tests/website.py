@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 import uvicorn
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import ApiKey, KeyRing
@@ -27,7 +27,6 @@ class Server:
 
     def __init__(self, settings: Settings, keys: Iterable[ApiKey]) -> None:
         self.engine = FakeEngine()
-        self.headers: list[tuple[bytes, bytes]] = []
         self._settings = settings
         self._ring = KeyRing(keys)
         self._app = create_app(settings, self.engine, self._ring)
@@ -41,7 +40,6 @@ class Server:
 
     def reset(self, engine: FakeEngine) -> None:
         self.engine = engine
-        self.headers = []
         self._app = create_app(self._settings, self.engine, self._ring)
 
     def close(self) -> None:
@@ -49,12 +47,7 @@ class Server:
         self._thread.join()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_more(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope["path"].startswith("/v1/chat"):
-                message["headers"] = [*message["headers"], *self.headers]
-            await send(message)
-
-        await self._app(scope, receive, send_more)
+        await self._app(scope, receive, send)
 
 
 class Visit:

@@ -38,7 +38,8 @@ from nas_assistant.child import child_command
 from nas_assistant.engine_process import EngineProcess
 from nas_assistant.keys import ApiKey, render
 from nas_assistant.local_http import LocalHttpError, request
-from nas_assistant.settings import Settings, UnixAddress
+from nas_assistant.addresses import UnixAddress
+from nas_assistant.settings import Settings
 
 LEVELS = (1, 4, 8)
 REQUESTS_PER_CLIENT = 2

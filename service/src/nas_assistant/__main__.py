@@ -115,6 +115,7 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
     key_files = KeyFiles(options.keys_dir, options.state_dir)
     try:
         keys = key_files.load()
+        key_files.load_upstreams(settings.upstreams)
         build = options.engine or BUILD_FILE.read_text(encoding="ascii").strip()
         checked = check_start(settings, options.models_dir, build)
         if options.command == "check":

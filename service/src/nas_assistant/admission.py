@@ -68,7 +68,8 @@ class Admission(Generic[Ticket]):
         self._queue = queue
         self._clock = clock
         self._active: dict[Ticket, tuple[str, str, float]] = {}
-        self._open: set[str] = set()
+        # The models that have slots, and how many.
+        self._open: dict[str, int] = {}
         self._waiting: dict[str, _Line[Ticket]] = {}
         self._arrivals = itertools.count(1)
         # When each key had its last turn, as a number that grows.
@@ -106,14 +107,16 @@ class Admission(Generic[Ticket]):
         self._hold += 0.2 * (self._clock() - since - self._hold)
         return self._next(model)
 
-    def open(self, model: str) -> list[Ticket]:
-        """Give a model its slots; return the tickets that have one from now on."""
-        self._open.add(model)
+    def open(self, model: str, slots: int | None = None) -> list[Ticket]:
+        """Give a model its slots, as many as all have unless told otherwise; return the tickets
+        that have one from now on.
+        """
+        self._open[model] = self._slots if slots is None else slots
         return self._next(model)
 
     def close(self, model: str) -> None:
         """Give no more slots of a model; who has one goes on."""
-        self._open.discard(model)
+        self._open.pop(model, None)
 
     def wanted(self) -> list[str]:
         """The models that are waited for and not open; the one that is waited for longest first."""
@@ -157,4 +160,4 @@ class Admission(Generic[Ticket]):
         return Counter(key for name, key, _ in self._active.values() if name == model)
 
     def _free(self, model: str) -> int:
-        return self._slots - self.active(model) if model in self._open else 0
+        return self._open.get(model, 0) - self.active(model)

@@ -16,7 +16,7 @@ from nas_assistant.cpu import missing_for_wheel
 from nas_assistant.engine import Kind, Model
 from nas_assistant.gguf import GgufError, read_head
 from nas_assistant.logs import log
-from nas_assistant.memory import MIB, MemoryNeed, in_mib, memory_need
+from nas_assistant.memory import MIB, MemoryNeed, gateway_need, in_mib, memory_need
 from nas_assistant.settings import ModelSettings, Settings
 
 
@@ -54,14 +54,15 @@ class Checked:
     def at_start(self, settings: Settings) -> list[CheckedModel]:
         """Those that are loaded at start: the chosen variant, and what is pinned."""
         pinned = [name for name in self.models if settings.models[name].pinned]
-        return [self.models[name] for name in dict.fromkeys([settings.variant, *pinned])]
+        names = [settings.variant, *pinned] if settings.model else pinned
+        return [self.models[name] for name in dict.fromkeys(names)]
 
 
 def check_start(settings: Settings, models_dir: Path, engine_build: str) -> Checked:
     """Check CPU, model files and memory. What is wrong with the chosen variant, or with one that is
     pinned, raises StartRefused; what is wrong with another one is noted.
     """
-    if engine_build == "wheel":
+    if engine_build == "wheel" and settings.models:
         _check_cpu()
     models: dict[str, CheckedModel] = {}
     unusable: dict[str, str] = {}
@@ -74,8 +75,14 @@ def check_start(settings: Settings, models_dir: Path, engine_build: str) -> Chec
             unusable[name] = str(error)
     available, source = available_memory()
     limit = f"{source} is {in_mib(available - MIB + 1)} MiB"
-    _check_variant(models, settings, available, limit)
-    room = available - models[settings.variant].need.gateway
+    if settings.model:
+        _check_variant(models, settings, available, limit)
+    room = available - gateway_need(settings)
+    if room < 0:
+        raise StartRefused(
+            f"the gateway needs {in_mib(gateway_need(settings))} MiB, but {limit}. Raise the "
+            "limit, or have fewer workers"
+        )
     checked = Checked(models, unusable, room)
     at_start = checked.at_start(settings)
     _check_together(at_start, room, limit)

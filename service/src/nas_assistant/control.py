@@ -3,7 +3,7 @@
 """The line between supervisor and gateway workers: JSON lines over one Unix socket connection a
 worker.
 
-A worker sends ``{"op": "acquire", "id": 7, "model": "default", "key": "owner"}`` and ``{"op":
+A worker sends ``{"op": "acquire", "id": 7, "model": "default", "key": "owner", …}`` and ``{"op":
 "release", "id": 7, "outcome": {…}}``, the latter also to stop waiting; and ``{"op": "report", "id":
 8, "what": "metrics"}``. It gets ``{"event": "granted" | "full" | "limited" | "revoked" |
 "unavailable" | "report", "id": 7, …}``, and ``{"event": "state", …}`` and ``{"event": "keys", …}``
@@ -18,12 +18,13 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nas_assistant.desk import Desk, Ticket
 from nas_assistant.engine import (
+    Call,
     EngineBusy,
     EngineState,
     EngineUnavailable,
@@ -35,16 +36,27 @@ from nas_assistant.engine import (
 from nas_assistant.keys import KeyRing, parse_key
 from nas_assistant.logs import log
 
+_SLOW_RETRY = 10  # seconds, told to who waited as long as it would
 _LONGEST = 16 << 20  # bytes of a message to a worker: a report, or many keys
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Where a loaded model answers: its engine's Unix socket, and the key of this start."""
+    """Where a model answers: the Unix socket of its engine, which is empty for one of an upstream,
+    and the key to use there. ``certificates``: PEM, trusted beside the usual ones.
+    """
 
     model: Model
     socket: str
-    api_key: str
+    api_key: str = field(repr=False)
+    certificates: str = ""
+
+
+@dataclass(frozen=True)
+class _Published:
+    models: tuple[Model, ...]
+    unusable: Mapping[str, str]
+    reason: str
 
 
 class ControlServer:
@@ -61,6 +73,7 @@ class ControlServer:
         self._workers: dict[int, asyncio.StreamWriter] = {}
         self._connections: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
+        self._published: dict[str, _Published] = {}
         self._models: dict[str, Model] = {}
         self._unusable: dict[str, str] = {}
         self._backends: dict[str, Backend] = {}
@@ -79,20 +92,27 @@ class ControlServer:
             writer.close()
         await asyncio.gather(*self._connections)
 
-    def publish(self, models: Iterable[Model], unusable: Mapping[str, str], reason: str) -> None:
-        """Tell all workers which models can be asked, and why others cannot. ``reason`` says why
-        the service is not ready; empty while it is.
+    def publish(
+        self, owner: str, models: Iterable[Model], unusable: Mapping[str, str], reason: str
+    ) -> None:
+        """Tell all workers which models of ``owner`` can be asked, and why others of its cannot.
+        ``reason`` says why the service is not ready; empty while it is.
         """
-        askable = {model.name: model for model in models}
-        for name in self._models.keys() - askable.keys():
-            self._turn_away(name, unusable.get(name, reason))
-        self._models, self._unusable, self.reason = askable, dict(unusable), reason
+        self._published[owner] = _Published(tuple(models), dict(unusable), reason)
+        before, owners = self._models, self._published.values()
+        self._models = {model.name: model for each in owners for model in each.models}
+        self._unusable = {name: why for each in owners for name, why in each.unusable.items()}
+        self.reason = next((each.reason for each in owners if each.reason), "")
+        for name in before.keys() - self._models.keys():
+            self._turn_away(name, self._unusable.get(name, self.reason))
         self._tell(self._state())
 
-    def open(self, backend: Backend) -> None:
-        """Let requests go to a model that is in memory."""
+    def open(self, backend: Backend, slots: int | None = None) -> None:
+        """Let requests go to a model that is in memory, or of an upstream; ``slots`` at once, where
+        it is not as many as all have.
+        """
         self._backends[backend.model.name] = backend
-        self._grant(self._desk.open_model(backend.model.name))
+        self._grant(self._desk.open_model(backend.model.name, slots))
 
     def close_model(self, name: str) -> None:
         """Let no more requests go to a model."""
@@ -164,7 +184,8 @@ class ControlServer:
                 reason = self._unusable.get(model, self.reason)
                 self._send(worker, {"event": "unavailable", "id": number, "reason": reason})
                 return
-            answer = self._desk.acquire((worker, number), model, str(message["key"]))
+            fallback = str(message.get("fallback", ""))
+            answer = self._desk.acquire((worker, number), model, str(message["key"]), fallback)
             if answer is None:
                 held.add(number)
                 self.changed.set()
@@ -234,14 +255,19 @@ class ControlClient:
             self._writer.close()
 
     @asynccontextmanager
-    async def slot(self, model: str, key: str) -> AsyncIterator[Grant]:
-        """Hold a slot of ``model``, waiting for it in the supervisor's queue. Raises EngineBusy,
+    async def slot(self, call: Call) -> AsyncIterator[Grant]:
+        """Hold a slot of a model, waiting for it in the supervisor's queue. Raises EngineBusy,
         QuotaExceeded, EngineUnavailable.
         """
         outcome: Outcome | None = None
-        async with self._question({"op": "acquire", "model": model, "key": key}) as (number, reply):
+        wish = {"op": "acquire", "model": call.model, "key": call.key, "fallback": call.fallback}
+        async with self._question(wish) as (number, reply):
             try:
-                message = await reply
+                try:
+                    async with asyncio.timeout(call.patience):
+                        message = await reply
+                except TimeoutError as error:
+                    raise EngineBusy(_SLOW_RETRY) from error
                 if message["event"] == "full":
                     raise EngineBusy(message["retry_after"])
                 if message["event"] in ("limited", "revoked"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,14 +69,21 @@ class Desk:
         self._last_grant: dict[str, float] = {}
         self._speeds: defaultdict[str, _Speed] = defaultdict(_Speed)
         self._served: defaultdict[str, Usage] = defaultdict(Usage)
+        self._observers: list[Callable[[str, Outcome], None]] = []
         metrics.watch(lambda: admission.waiting, lambda: not ledger.complaint)
 
-    def acquire(self, ticket: Ticket, model: str, name: str) -> dict[str, Any] | None:
-        """Take a request in; none while it waits for its turn."""
+    def observe(self, observer: Callable[[str, Outcome], None]) -> None:
+        """Have ``observer`` told how each request ended, and of which model it was."""
+        self._observers.append(observer)
+
+    def acquire(
+        self, ticket: Ticket, model: str, name: str, fallback: str = ""
+    ) -> dict[str, Any] | None:
+        """Take a request in; none while it waits for its turn. ``fallback``: see ``Call``."""
         key = self._ring.keys.get(name)
         if key is None:  # revoked while it was on its way
             return self._refuse("revoked", {"message": f"The key '{name}' is no more."})
-        exceeded = self._quotas.begin(key)
+        exceeded = self._quotas.begin(key, again=bool(fallback))
         if exceeded is not None:
             return self._refuse("limited", asdict(exceeded))
         alone = len(self._ring.keys) < 2
@@ -84,6 +91,8 @@ class Desk:
         if verdict is Verdict.FULL:
             self._quotas.end(name, Usage())
             return self._refuse("full", {"retry_after": self._admission.retry_after()})
+        if fallback:
+            self._metrics.fell_back(model, fallback)
         self._held[ticket] = _Held(model, name)
         if verdict is Verdict.GRANTED:
             self._grant([ticket])
@@ -106,9 +115,11 @@ class Desk:
             self._quotas.end(self._held.pop(ticket).key, Usage())
         return gone
 
-    def open_model(self, model: str) -> list[Ticket]:
-        """Let requests have slots of a model; return those whose turn it is now."""
-        return self._grant(self._admission.open(model))
+    def open_model(self, model: str, slots: int | None = None) -> list[Ticket]:
+        """Let requests have slots of a model, see ``Admission.open``; return those whose turn it
+        is now.
+        """
+        return self._grant(self._admission.open(model, slots))
 
     def close_model(self, model: str) -> None:
         """Let no more requests have slots of a model."""
@@ -119,9 +130,14 @@ class Desk:
         self._metrics.engine_ready(model, seconds)
         self._metrics.watch_slots(model, lambda: self._admission.active(model))
 
+    def note_upstream(self, model: str) -> None:
+        """Note that a model of an upstream can be asked."""
+        self._metrics.ready(model)
+        self._metrics.watch_slots(model, lambda: self._admission.active(model))
+
     def note_end(self, model: str) -> None:
-        """Note that a model is no longer in memory."""
-        self._metrics.engine_lost(model)
+        """Note that a model cannot be asked, or not at once."""
+        self._metrics.lost(model)
 
     def model_of(self, ticket: Ticket) -> str:
         """The model that a request is for."""
@@ -187,3 +203,5 @@ class Desk:
         self._metrics.ended(held.model, held.key, outcome)
         self._speeds[held.model].note(outcome)
         self._served[held.model] += usage
+        for observer in self._observers:
+            observer(held.model, outcome)

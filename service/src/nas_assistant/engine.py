@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from nas_assistant.errors import ApiError
+
 
 class Kind(StrEnum):
     """What a model is for: to chat (it has a template for that), to go on with a text, or to turn
@@ -24,12 +26,18 @@ class Kind(StrEnum):
 @dataclass(frozen=True)
 class Model:
     """A model that can be asked; where it is not in memory, it is loaded for the first who does.
-    ``created``: Unix time.
+    ``created``: Unix time. ``upstream``: who answers it, empty for this machine.
     """
 
     name: str
     kind: Kind
     created: int
+    upstream: str = ""
+
+    @property
+    def served_by(self) -> str:
+        """Who answers, as clients are told."""
+        return f"cloud:{self.upstream}" if self.upstream else "local"
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,25 @@ class Outcome:
     writing_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class Call:
+    """What an engine is asked: ``body`` goes to ``path`` of the model, on the account of ``key``.
+
+    ``fallback``: why another model cannot answer, in whose place this one does; empty where none
+    is meant. ``patience``: seconds to wait for a slot, None for as long as the queue lets one.
+    """
+
+    model: str
+    path: str
+    body: bytes
+    key: str
+    stream: bool = False
+    fallback: str = ""
+    patience: float | None = None
+
+
 class EngineBusy(Exception):
-    """Every slot is taken and the queue is full. ``retry_after`` is in seconds."""
+    """Every slot is taken and the queue is full, or too slow. ``retry_after`` is in seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"try again in {retry_after} s")
@@ -95,7 +120,10 @@ class EngineAnswer(Protocol):
 
     @property
     def status(self) -> int:
-        """The engine's HTTP status."""
+        """The HTTP status."""
+
+    def explain(self, body: bytes) -> ApiError:
+        """What to tell the client of an answer whose status is not 200."""
 
     async def read(self) -> bytes:
         """The whole body."""
@@ -117,10 +145,8 @@ class Engine(Protocol):
     async def close(self) -> None:
         """Called once, after the last request."""
 
-    def generate(
-        self, model: str, path: str, body: bytes, key: str
-    ) -> AbstractAsyncContextManager[EngineAnswer]:
-        """Wait for a slot, send ``body`` to ``path``, and hold the slot until the context is left.
+    def generate(self, call: Call) -> AbstractAsyncContextManager[EngineAnswer]:
+        """Wait for a slot, send the call, and hold the slot until the context is left.
 
         Raises EngineBusy, QuotaExceeded or EngineUnavailable. Leaving early or being cancelled
         makes the engine stop.

@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
+from nas_assistant.addresses import UnixAddress
 from nas_assistant.checks import CheckedModel
 from nas_assistant.child import child_command
 from nas_assistant.control import Backend
 from nas_assistant.engine import Kind
 from nas_assistant.local_http import LocalHttpError, request
 from nas_assistant.logs import log
-from nas_assistant.settings import Settings, UnixAddress
+from nas_assistant.settings import Settings
 
 SOURCE_SERVER = "/opt/engine/llama-server"
 _POLL_SECONDS = 0.1

@@ -102,7 +102,7 @@ class Engines:
     def _publish(self) -> None:
         usable = [found.model for name, found in self.models.items() if name not in self._lost]
         reason = self._lost.get(self._settings.variant, "")
-        self._control.publish(usable, self.unusable, reason)
+        self._control.publish("engines", usable, self.unusable, reason)
 
     async def _carry_out(self, step: Step, name: str) -> None:
         if step is Step.CLOSE:

@@ -11,6 +11,9 @@ from typing import Any
 
 # What llama.cpp says of a text that is to become a vector and does not fit into its batch.
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
+# What is taken over of an upstream's error.
+_CODE = re.compile(r"[a-z_]{1,64}")
+_LONGEST_MESSAGE = 500
 
 
 class ApiError(Exception):
@@ -58,6 +61,29 @@ def unavailable(reason: str) -> ApiError:
         f"The assistant cannot answer now: {reason}.",
         headers={"Retry-After": "5"},
     )
+
+
+def from_cloud(upstream: str, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
+    """An upstream's error in our shape. ``body`` may be anything."""
+    try:
+        error: Any = json.loads(body)["error"]
+        message, code = str(error["message"])[:_LONGEST_MESSAGE], error.get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, code = f"HTTP {status}", None
+    said = f"The cloud '{upstream}' says: {message}"
+    if status == 429:
+        wait = headers.get("Retry-After", "")
+        wait = wait if wait.isdecimal() and len(wait) < 6 else "10"
+        return ApiError(429, "upstream_busy", said, headers={"Retry-After": wait})
+    if status in (400, 413, 422):
+        known = isinstance(code, str) and _CODE.fullmatch(code)
+        return bad_request(said, None, str(code) if known else "invalid_value")
+    if status in (401, 403):
+        # Whose key is meant must be clear, and what is wrong with it is its owner's business.
+        said = f"The cloud '{upstream}' does not let this service in: its key is not good there"
+    elif 300 <= status < 400:
+        said = f"The cloud '{upstream}' has moved to another address"
+    return ApiError(503, "upstream_error", said, headers={"Retry-After": "30"})
 
 
 def from_engine(status: int, body: bytes) -> ApiError:

@@ -143,6 +143,8 @@ COMMON: Mapping[str, Field] = {
     "min_p": number(0, 1),
     "repeat_penalty": number(0.01, 10),
 }
+# OpenAI has no such fields, and refuses a request with them.
+ENGINE_ONLY = ("top_k", "min_p", "repeat_penalty")
 CHAT: Mapping[str, Field] = {
     **COMMON,
     "logprobs": _BOOLEAN,

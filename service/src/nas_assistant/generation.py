@@ -12,7 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nas_assistant.errors import ApiError, bad_request
-from nas_assistant.fields import CHAT, COMMON, COMPLETION, COMPLETION_NEUTRAL, EMBEDDING, Field
+from nas_assistant.fields import (
+    CHAT,
+    COMMON,
+    COMPLETION,
+    COMPLETION_NEUTRAL,
+    EMBEDDING,
+    ENGINE_ONLY,
+    Field,
+)
 from nas_assistant.structured import check_choice_among
 
 _MAX_DEPTH = 32
@@ -22,7 +30,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 @dataclass(frozen=True)
 class Generation:
-    """A checked request: ``model`` as named by the client, ``body`` for the engine.
+    """A checked request: ``model`` as named by the client, ``fields`` and ``body`` for the engine.
 
     ``wants_usage``: the client asked for figures at the end of its stream. The engine is asked for
     them always, for the books. ``texts``: how many there are, each of which may fill the context.
@@ -30,9 +38,15 @@ class Generation:
 
     model: str | None
     stream: bool
+    fields: Mapping[str, Any]
     body: bytes
     wants_usage: bool
     texts: int = 1
+
+    def cloud_body(self, model: str) -> bytes:
+        """The body for an upstream, which knows the model as ``model``."""
+        fields = {name: value for name, value in self.fields.items() if name not in ENGINE_ONLY}
+        return _encode({"model": model, **fields})
 
 
 def parse_chat(raw: bytes) -> Generation:
@@ -107,12 +121,16 @@ def _generation(
     if stream:
         payload["stream_options"] = {"include_usage": True}
     try:
-        body = json.dumps(payload, ensure_ascii=False, separators=(",", ":")).encode()
+        body = _encode(payload)
     except UnicodeEncodeError as error:
         raise bad_request(
             "A string in the body holds half of a surrogate pair.", None, "invalid_json"
         ) from error
-    return Generation(model or None, stream, body, wants_usage)
+    return Generation(model or None, stream, payload, body, wants_usage)
+
+
+def _encode(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _message(message: Any, at: int) -> dict[str, Any]:

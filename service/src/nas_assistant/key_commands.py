@@ -40,6 +40,7 @@ def add_parser(
     for limit in ("requests-per-minute", "tokens-per-day", "parallel"):
         create.add_argument(f"--{limit}", type=int, default=0, metavar="NUMBER")
     create.add_argument("--model", action="append", default=[], dest="models", metavar="NAME")
+    create.add_argument("--local-only", action="store_true", help="nothing may leave this machine")
     create.add_argument("--expires", default="", metavar="YYYY-MM-DD", help="last day, UTC")
     rotate = actions.add_parser("rotate", help="give a key another secret and print it, once")
     rotate.add_argument("name")
@@ -128,6 +129,7 @@ def _limits(key: ApiKey) -> str:
     }
     words = [f"{number} {what}" for what, number in limits.items() if number]
     words += [f"models {' '.join(key.models)}"] if key.models else []
+    words += ["kept on this machine"] if key.local_only else []
     words += [f"until {key.expires}"] if key.expires else []
     return ", ".join(words)
 

@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nas_assistant import upstream_keys
 from nas_assistant.keys import ApiKey, KeysError, load
 from nas_assistant.logs import log
+from nas_assistant.upstream_keys import UpstreamKey
 
 FILE = "keys.json"
 
@@ -27,6 +30,11 @@ class KeyFiles:
     def fixed(self) -> Path:
         """The inventory's file."""
         return self.inventory / FILE
+
+    @property
+    def upstreams(self) -> Path:
+        """What upstreams want of the service, by the inventory."""
+        return self.inventory / upstream_keys.FILE
 
     @property
     def own(self) -> Path:
@@ -49,12 +57,16 @@ class KeyFiles:
             )
         return {**self._last_own, **fixed}
 
+    def load_upstreams(self, names: Iterable[str]) -> dict[str, UpstreamKey]:
+        """What upstreams of these names want of the service. Raises KeysError."""
+        return upstream_keys.load(self.upstreams, names)
+
     def changed(self) -> bool:
         """Whether a file is another one since they were loaded."""
         return self._look() != self._seen
 
     def _look(self) -> tuple[object, ...]:
-        return tuple(_identity(path) for path in (self.fixed, self.own))
+        return tuple(_identity(path) for path in (self.fixed, self.own, self.upstreams))
 
 
 def _identity(path: Path) -> tuple[int, ...]:

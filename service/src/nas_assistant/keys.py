@@ -40,7 +40,8 @@ class Role(StrEnum):
 @dataclass(frozen=True)
 class ApiKey:
     """A client's key. Of limits, 0 is none; no ``models`` are all; ``expires`` is the last day
-    (UTC) that it is valid on, empty for ever.
+    (UTC) that it is valid on, empty for ever. ``local_only``: nothing that it asks may leave the
+    machine.
     """
 
     name: str
@@ -51,9 +52,10 @@ class ApiKey:
     parallel: int = 0
     models: tuple[str, ...] = ()
     expires: str = ""
+    local_only: bool = False
 
     def may_use(self, model: str) -> bool:
-        """Whether the key is good for ``model``."""
+        """Whether the key is good for ``model``, as far as the name goes."""
         return not self.models or model in self.models
 
     def expired(self, now: datetime) -> bool:
@@ -121,6 +123,7 @@ def parse_key(entry: Any, where: str) -> ApiKey:
         role=_role(entry.get("role", Role.USER), where),
         models=tuple(models),
         expires=_day(entry.get("expires", ""), where),
+        local_only=_boolean(entry.get("local_only", False), f"{where}: local_only"),
         **{
             limit: _limit(entry.get(limit, 0), f"{where}: {limit}")
             for limit in ("requests_per_minute", "tokens_per_day", "parallel")
@@ -130,20 +133,9 @@ def parse_key(entry: Any, where: str) -> ApiKey:
 
 def load(path: Path) -> dict[str, ApiKey]:
     """The keys of a file by name; none where there is no file. Raises KeysError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    document = read_json(path)
+    if document is None:
         return {}
-    except OSError as error:
-        raise KeysError(
-            f"{path} cannot be read ({error.strerror}): check its owner and mode"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise KeysError(f"{path} is not UTF-8 text (byte {error.start})") from error
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise KeysError(f"{path} is not JSON: {error}") from error
     entries = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise KeysError(f'{path} must be an object with a list "keys"')
@@ -154,6 +146,24 @@ def load(path: Path) -> dict[str, ApiKey]:
             raise KeysError(f"{path}: key {key.name} is there twice")
         found[key.name] = key
     return found
+
+
+def read_json(path: Path) -> Any:
+    """What a file of JSON holds; None where there is no file. Raises KeysError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise KeysError(
+            f"{path} cannot be read ({error.strerror}): check its owner and mode"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise KeysError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise KeysError(f"{path} is not JSON: {error}") from error
 
 
 def render(keys: Iterable[ApiKey]) -> str:
@@ -171,6 +181,12 @@ def _role(value: Any, where: str) -> Role:
 def _limit(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
         raise KeysError(f"{where} = {value!r}: a whole number is wanted, 0 for no limit")
+    return value
+
+
+def _boolean(value: Any, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise KeysError(f"{where} = {value!r}: true or false is wanted")
     return value
 
 

@@ -9,8 +9,8 @@ import socket
 import stat
 from pathlib import Path
 
+from nas_assistant.addresses import Address, TcpAddress
 from nas_assistant.checks import StartRefused
-from nas_assistant.settings import Address, TcpAddress
 
 
 def bind_all(addresses: tuple[Address, ...]) -> list[socket.socket]:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException
 
-from nas_assistant.settings import Address, TcpAddress, UnixAddress
+from nas_assistant.addresses import Address, TcpAddress, UnixAddress
 
 
 class LocalHttpError(Exception):

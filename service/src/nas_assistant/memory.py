@@ -62,6 +62,11 @@ def in_mib(size: int) -> int:
     return -(-size // MIB)
 
 
+def gateway_need(settings: Settings) -> int:
+    """Bytes that the service takes beside its engines."""
+    return settings.workers * _WORKER + _PARENTS
+
+
 def memory_need(
     head: GgufHead, file_size: int, model: ModelSettings, settings: Settings
 ) -> MemoryNeed:
@@ -85,5 +90,5 @@ def memory_need(
         prompt_cache=0 if head.embeds else settings.cache_mib * MIB,
         requests=model.longest_body * settings.slots * _PER_BYTE_OF_TEXT,
         engine=_ENGINE_OVERHEAD,
-        gateway=settings.workers * _WORKER + _PARENTS,
+        gateway=gateway_need(settings),
     )

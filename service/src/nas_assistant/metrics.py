@@ -34,6 +34,12 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self._fallbacks = Counter(
+            "nas_assistant_fallbacks",
+            "Requests that this model answered in the place of another one, by the reason",
+            ("model", "reason"),
+            registry=registry,
+        )
         self._tokens = Counter(
             "nas_assistant_tokens",
             "Tokens; of prompt, those that the prompt cache had are counted in cached too",
@@ -102,6 +108,10 @@ class Metrics:
         """Count a request that had no slot."""
         self._refused.labels(reason).inc()
 
+    def fell_back(self, model: str, reason: str) -> None:
+        """Count a request that comes to a model since another one cannot answer it."""
+        self._fallbacks.labels(model, reason).inc()
+
     def ended(self, model: str, key: str, outcome: Outcome) -> None:
         """Count a request that had one."""
         self._requests.labels(model, key, str(outcome.status)).inc()
@@ -122,9 +132,13 @@ class Metrics:
         """Note a start that succeeded."""
         self._starts.labels(model).inc()
         self._load.labels(model).set(seconds)
+        self.ready(model)
+
+    def ready(self, model: str) -> None:
+        """Note that a model can be asked."""
         self._ready.labels(model).set(1)
 
-    def engine_lost(self, model: str) -> None:
+    def lost(self, model: str) -> None:
         """Note that a model cannot be asked any more."""
         self._ready.labels(model).set(0)
 

@@ -24,6 +24,8 @@ from nas_assistant.logs import log
 # Printable, short, and without anything that could forge a log line or a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 KEY = "nas_assistant.key"
+# The header that says who gave an answer, see Model.served_by.
+SERVED_BY = "x-served-by"
 
 
 def error_response(error: ApiError) -> Response:
@@ -47,12 +49,15 @@ class RequestLog:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         status, sent = CLIENT_GONE, 0
+        served_by = None
 
         async def counting_send(message: Message) -> None:
-            nonlocal status, sent
+            nonlocal status, sent, served_by
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                served_by = headers.get(SERVED_BY)
             else:
                 sent += len(message.get("body", b""))
             await send(message)
@@ -81,6 +86,7 @@ class RequestLog:
                     bytes=sent,
                     request_id=request_id,
                     key=key.name if (key := scope.get(KEY)) else None,
+                    served_by=served_by,
                 )
 
 

@@ -94,6 +94,7 @@ def _schemas() -> Json:
             created=_WHOLE,
             owned_by=_TEXT,
             kind={"enum": ["chat", "text", "embedding"]},
+            served_by=_TEXT,
         ),
         "ChatAnswer": _object(choices=_list(_object(message=message, **ended)), **answer),
         "TextAnswer": _object(choices=_list(_object(text=_TEXT, **ended)), **answer),

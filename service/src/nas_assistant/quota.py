@@ -66,12 +66,16 @@ class Quotas:
         self._begun: defaultdict[str, deque[float]] = defaultdict(deque)
         self._running: Counter[str] = Counter()
 
-    def begin(self, key: ApiKey) -> Exceeded | None:
-        """Count a request in, unless a limit of the key is reached."""
-        exceeded = self._minute(key) or self._tokens(key) or self._parallel(key)
+    def begin(self, key: ApiKey, *, again: bool = False) -> Exceeded | None:
+        """Count a request in, unless a limit of the key is reached. ``again``: it was counted
+        already, and another model is to answer it now.
+        """
+        exceeded = (
+            (None if again else self._minute(key)) or self._tokens(key) or self._parallel(key)
+        )
         if exceeded is None:
             self._running[key.name] += 1
-            if key.requests_per_minute:
+            if key.requests_per_minute and not again:
                 self._begun[key.name].append(self._clock())
         return exceeded
 

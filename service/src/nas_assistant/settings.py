@@ -8,9 +8,12 @@ import configparser
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
+from nas_assistant.addresses import Address, parse_addresses, parse_api_url
+from nas_assistant.engine import Kind
 from nas_assistant.keys import NAME
 
 T = TypeVar("T")
@@ -25,41 +28,51 @@ CHAT_TEMPLATES = (
 KV_CACHES = ("f16", "q8_0")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_WORD = re.compile(r"[!-~]{1,256}")
 _MODEL_PREFIX = "model:"
+_UPSTREAM_PREFIX = "upstream:"
 
 
 class SettingsError(Exception):
     """The configuration is wrong; the text names the key, the value and what is allowed."""
 
 
-@dataclass(frozen=True)
-class TcpAddress:
-    """An address to listen on. ``host`` has no brackets, also for IPv6."""
+class Mode(StrEnum):
+    """Who may answer: models on this machine, models of a cloud API, or both."""
 
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    LOCAL = "local"
+    CLOUD = "cloud"
+    HYBRID = "hybrid"
 
 
 @dataclass(frozen=True)
-class UnixAddress:
-    """A Unix socket to listen on."""
+class Upstream:
+    """A cloud API, or any other that speaks OpenAI's. ``timeout``: seconds of silence;
+    ``parallel``: requests at once for each of its models.
+    """
 
-    path: str
+    name: str
+    url: str
+    timeout: int
+    retries: int
+    parallel: int
 
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
 
+@dataclass(frozen=True)
+class CloudModel:
+    """A variant that an upstream answers, by its own name for it (``model``)."""
 
-Address = TcpAddress | UnixAddress
+    name: str
+    upstream: str
+    model: str
+    kind: Kind
 
 
 @dataclass(frozen=True)
 class ModelSettings:
     """One variant. ``file`` is relative to the models folder, ``context`` is in tokens per slot.
-    ``pinned``: it is in memory from the start, and stays there.
+    ``pinned``: it is in memory from the start, and stays there. ``fallback``: a cloud model that
+    answers where this one cannot.
     """
 
     name: str
@@ -69,6 +82,7 @@ class ModelSettings:
     chat_template: str
     kv_cache: str
     pinned: bool
+    fallback: str = ""
 
     @property
     def longest_body(self) -> int:
@@ -81,7 +95,10 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the service is told. ``timeout``: seconds. ``threads`` 0: as many as pay off."""
+    """What the service is told. ``timeout``: seconds. ``threads`` 0: as many as pay off.
+    ``fallback_after``: seconds that a request waits for a slot before it goes to a fallback.
+    ``off``: models that the mode leaves out, with a sentence that says so.
+    """
 
     bind: tuple[Address, ...]
     workers: int
@@ -94,11 +111,18 @@ class Settings:
     slots: int
     cache_mib: int
     models: Mapping[str, ModelSettings]
+    mode: Mode
+    fallback_after: int
+    upstreams: Mapping[str, Upstream]
+    cloud_models: Mapping[str, CloudModel]
+    off: Mapping[str, str]
 
     @property
-    def model(self) -> ModelSettings:
-        """The variant that is loaded at start and answers when a request names none."""
-        return self.models[self.variant]
+    def model(self) -> ModelSettings | None:
+        """The variant that is loaded at start and answers when a request names none; none where
+        that one is in the cloud.
+        """
+        return self.models.get(self.variant)
 
     @classmethod
     def load(cls, path: Path, environ: Mapping[str, str]) -> Settings:
@@ -131,21 +155,32 @@ class _Reader:
 
     def settings(self, variant_override: str) -> Settings:
         server, engine = "server", "engine"
-        models = {
-            section.removeprefix(_MODEL_PREFIX): self._model(section)
-            for section in self.parser.sections()
-            if section.startswith(_MODEL_PREFIX)
+        local: dict[str, ModelSettings] = {}
+        cloud: dict[str, CloudModel] = {}
+        for section, name in self._named(_MODEL_PREFIX):
+            if self.parser.has_option(section, "upstream"):
+                cloud[name] = self._cloud_model(section, name)
+            else:
+                local[name] = self._model(section, name)
+        upstreams = {
+            name: self._upstream(section, name) for section, name in self._named(_UPSTREAM_PREFIX)
         }
-        if not models:
+        if not local and not cloud:
             raise SettingsError(
                 f"{self.path} has no [model:NAME] section: at least one is required"
             )
+        self._check_names(local, cloud, upstreams)
+        mode = Mode(self._take(server, "mode", "local", _one_of(tuple(Mode)), " or ".join(Mode)))
         variant = self._take(
             server, "variant", "default", str, "the name of a [model:NAME] section"
         )
         settings = Settings(
             bind=self._take(
-                server, "bind", DEFAULT_BIND, _addresses, "HOST:PORT or unix:/PATH, comma separated"
+                server,
+                "bind",
+                DEFAULT_BIND,
+                parse_addresses,
+                "HOST:PORT or unix:/PATH, comma separated",
             ),
             workers=self._integer(server, "workers", 2, 1, 16),
             timeout=self._integer(server, "timeout", 120, 1, 86400),
@@ -158,28 +193,91 @@ class _Reader:
             threads=self._integer(engine, "threads", 0, 0, 256),
             slots=self._integer(engine, "slots", 4, 1, 64),
             cache_mib=self._integer(engine, "cache_mib", 128, 0, 65536),
-            models=models,
+            models={} if mode is Mode.CLOUD else local,
+            mode=mode,
+            fallback_after=self._integer(server, "fallback_after", 30, 0, 86400),
+            upstreams={} if mode is Mode.LOCAL else upstreams,
+            cloud_models={} if mode is Mode.LOCAL else cloud,
+            off=_left_out(mode, local, cloud),
         )
         self._refuse_leftovers()
-        if settings.variant not in models:
-            where = (
-                "the environment variable MODEL_VARIANT"
-                if variant_override
-                else f"{self.path} [server] variant"
-            )
-            raise SettingsError(
-                f"{where} = {settings.variant!r}: there is no such model; the configured ones are "
-                f"{', '.join(sorted(models))}"
-            )
+        self._check_variant(settings, bool(variant_override))
         return settings
 
-    def _model(self, section: str) -> ModelSettings:
-        name = section.removeprefix(_MODEL_PREFIX)
-        if not NAME.fullmatch(name):
-            raise SettingsError(
-                f"{self.path} [{section}]: allowed names are up to 64 letters, digits, dots, "
-                f"dashes and underscores"
-            )
+    def _named(self, prefix: str) -> list[tuple[str, str]]:
+        """The sections of a kind, with the name in each. Raises SettingsError for odd names."""
+        found = [
+            (section, section.removeprefix(prefix))
+            for section in self.parser.sections()
+            if section.startswith(prefix)
+        ]
+        for section, name in found:
+            if not NAME.fullmatch(name):
+                raise SettingsError(
+                    f"{self.path} [{section}]: allowed names are up to 64 letters, digits, dots, "
+                    f"dashes and underscores"
+                )
+        return found
+
+    def _check_names(
+        self,
+        local: Mapping[str, ModelSettings],
+        cloud: Mapping[str, CloudModel],
+        upstreams: Mapping[str, Upstream],
+    ) -> None:
+        for model in cloud.values():
+            if model.upstream not in upstreams:
+                raise SettingsError(
+                    f"{self.path} [model:{model.name}] upstream = {model.upstream!r}: there is no "
+                    f"[upstream:{model.upstream}]; there are {', '.join(upstreams) or 'none'}"
+                )
+        for each in local.values():
+            if each.fallback and each.fallback not in cloud:
+                raise SettingsError(
+                    f"{self.path} [model:{each.name}] fallback = {each.fallback!r}: it must be a "
+                    f"model with an upstream; there are {', '.join(cloud) or 'none'}"
+                )
+
+    def _check_variant(self, settings: Settings, overridden: bool) -> None:
+        usable = {**settings.models, **settings.cloud_models}
+        if settings.variant in usable:
+            return
+        where = (
+            "the environment variable MODEL_VARIANT"
+            if overridden
+            else f"{self.path} [server] variant"
+        )
+        why = settings.off.get(settings.variant, "there is no such model")
+        raise SettingsError(
+            f"{where} = {settings.variant!r}: {why}; the configured ones are "
+            f"{', '.join(sorted(usable)) or 'none'}"
+        )
+
+    def _upstream(self, section: str, name: str) -> Upstream:
+        return Upstream(
+            name=name,
+            url=self._take(
+                section,
+                "url",
+                None,
+                parse_api_url,
+                "https://HOST/PATH, or http:// for an address or a name at home, such as "
+                "http://192.0.2.7:8000/v1",
+            ),
+            timeout=self._integer(section, "timeout", 60, 1, 3600),
+            retries=self._integer(section, "retries", 2, 0, 5),
+            parallel=self._integer(section, "parallel", 8, 1, 1000),
+        )
+
+    def _cloud_model(self, section: str, name: str) -> CloudModel:
+        return CloudModel(
+            name=name,
+            upstream=self._take(section, "upstream", None, str, "the name of an [upstream:NAME]"),
+            model=self._take(section, "model", name, _word, "the upstream's name of the model"),
+            kind=Kind(self._take(section, "kind", "chat", _one_of(tuple(Kind)), " or ".join(Kind))),
+        )
+
+    def _model(self, section: str, name: str) -> ModelSettings:
         return ModelSettings(
             name=name,
             file=self._take(
@@ -198,6 +296,7 @@ class _Reader:
                 section, "kv_cache", "f16", _one_of(KV_CACHES), " or ".join(KV_CACHES)
             ),
             pinned=self._take(section, "pinned", "no", _boolean, "yes or no"),
+            fallback=self._take(section, "fallback", "", str, "the name of a cloud model"),
         )
 
     def _integer(self, section: str, key: str, default: int, low: int, high: int) -> int:
@@ -231,48 +330,41 @@ class _Reader:
             ) from error
 
     def _refuse_leftovers(self) -> None:
-        known = {"server": _SERVER_KEYS, "engine": _ENGINE_KEYS}
         for section in self.parser.sections():
-            allowed = _MODEL_KEYS if section.startswith(_MODEL_PREFIX) else known.get(section)
+            prefix = section.partition(":")[0] + ":" if ":" in section else section
+            allowed = _KEYS.get(prefix)
             if allowed is None:
-                raise SettingsError(
-                    f"{self.path} [{section}]: unknown section; allowed: server, engine, model:NAME"
-                )
+                known = ", ".join(f"{each}NAME" if ":" in each else each for each in _KEYS)
+                raise SettingsError(f"{self.path} [{section}]: unknown section; allowed: {known}")
             for key in self.parser.options(section):
                 raise SettingsError(
                     f"{self.path} [{section}] {key} = {self.parser.get(section, key)!r}: unknown "
-                    f"key; "
-                    f"allowed: {', '.join(allowed)}"
+                    f"key; allowed: {', '.join(allowed)}"
                 )
 
 
-_SERVER_KEYS = ("bind", "workers", "timeout", "access_log", "queue", "log_level", "variant")
-_ENGINE_KEYS = ("threads", "slots", "cache_mib")
-_MODEL_KEYS = ("file", "sha256", "context", "chat_template", "kv_cache", "pinned")
+_KEYS = {
+    "server": (
+        *("bind", "workers", "timeout", "access_log", "queue", "log_level", "variant", "mode"),
+        "fallback_after",
+    ),
+    "engine": ("threads", "slots", "cache_mib"),
+    _MODEL_PREFIX: (
+        *("file", "sha256", "context", "chat_template", "kv_cache", "pinned", "fallback"),
+        *("or, for one in the cloud, upstream", "model", "kind"),
+    ),
+    _UPSTREAM_PREFIX: ("url", "timeout", "retries", "parallel"),
+}
 
 
-def _addresses(text: str) -> tuple[Address, ...]:
-    addresses = tuple(_address(part.strip()) for part in text.split(","))
-    if len(set(addresses)) != len(addresses):
-        raise ValueError("an address appears twice")
-    return addresses
-
-
-def _address(text: str) -> Address:
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:")
-        # The kernel's sun_path holds 108 bytes with the terminating zero.
-        if not path.startswith("/") or len(path.encode()) > 107:
-            raise ValueError(text)
-        return UnixAddress(path)
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError("an IPv6 address needs brackets")
-    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
-        raise ValueError(text)
-    return TcpAddress(host, int(port))
+def _left_out(
+    mode: Mode, local: Mapping[str, object], cloud: Mapping[str, object]
+) -> dict[str, str]:
+    if mode is Mode.LOCAL:
+        return dict.fromkeys(cloud, "it is in the cloud, and mode = local sends nothing out")
+    if mode is Mode.CLOUD:
+        return dict.fromkeys(local, "it is on this machine, and mode = cloud loads nothing here")
+    return {}
 
 
 def _boolean(text: str) -> bool:
@@ -299,6 +391,12 @@ def _inner_path(text: str) -> str:
     ):
         raise ValueError(text)
     return str(path)
+
+
+def _word(text: str) -> str:
+    if not _WORD.fullmatch(text):
+        raise ValueError(text)
+    return text
 
 
 def _sha256(text: str) -> str:

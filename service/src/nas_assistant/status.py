@@ -18,6 +18,7 @@ from nas_assistant.checks import CheckedModel
 from nas_assistant.desk import Desk
 from nas_assistant.engines import Engines
 from nas_assistant.settings import Settings
+from nas_assistant.upstreams import Upstreams
 
 _KEPT = 20
 
@@ -25,10 +26,13 @@ _KEPT = 20
 class Status:
     """Gathers it. From its making on, it keeps the last warnings and errors of this process."""
 
-    def __init__(self, settings: Settings, desk: Desk, engines: Engines) -> None:
+    def __init__(
+        self, settings: Settings, desk: Desk, engines: Engines, upstreams: Upstreams
+    ) -> None:
         self._settings = settings
         self._desk = desk
         self._engines = engines
+        self._upstreams = upstreams
         self._started = time.time()
         self._errors = _LastErrors()
         logging.getLogger("nas_assistant").addHandler(self._errors)
@@ -48,6 +52,8 @@ class Status:
                     self._model(name, model) for name, model in self._engines.models.items()
                 ],
                 "unusable": dict(self._engines.unusable),
+                "mode": self._settings.mode,
+                "upstreams": self._upstreams.report(),
                 "waiting": self._desk.waiting,
                 "queue": self._settings.queue,
                 "memory": {"used": used_memory(), "limit": limit, "limit_is": source},

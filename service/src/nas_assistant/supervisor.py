@@ -30,6 +30,7 @@ from nas_assistant.metrics import Metrics
 from nas_assistant.settings import Settings
 from nas_assistant.state import Ledger
 from nas_assistant.status import Status
+from nas_assistant.upstreams import Upstreams
 
 # What gunicorn may take beyond the time that it gives its requests.
 _STOP_MARGIN = 10
@@ -57,6 +58,7 @@ class Supervisor:
         self._listeners = listeners
         self._key_files = key_files
         self._ring = KeyRing(key_files.load().values())
+        upstream_keys = key_files.load_upstreams(settings.upstreams)
         self._ledger = ledger
         admission: Admission[tuple[int, int]] = Admission(settings.slots, settings.queue)
         self._desk = Desk(admission, self._ring, ledger, Metrics())
@@ -68,7 +70,8 @@ class Supervisor:
         self._engines = Engines(
             settings, checked, build, self._private_dir, self._desk, self._control
         )
-        self._status = Status(settings, self._desk, self._engines)
+        self._upstreams = Upstreams(settings, upstream_keys, self._desk, self._control)
+        self._status = Status(settings, self._desk, self._engines, self._upstreams)
 
     async def run(self) -> int:
         """Serve until a signal comes; return the exit code. Raises StartRefused when an engine does
@@ -94,6 +97,7 @@ class Supervisor:
                 raise StartRefused(
                     f"{error}. The model file is whole; check its format and the memory"
                 ) from error
+            self._upstreams.start()
             keepers = [
                 asyncio.create_task(task)
                 for task in (self._engines.run(), self._keep_keys(), self._keep_usage())
@@ -148,13 +152,16 @@ class Supervisor:
             if not self._key_files.changed():
                 continue
             try:
-                self._ring.replace(self._key_files.load().values())
+                keys = self._key_files.load()
+                upstream_keys = self._key_files.load_upstreams(self._settings.upstreams)
             except KeysError as error:
                 if str(error) != complaint:
                     complaint = str(error)
                     log(logging.ERROR, "keys_not_read", f"{error}. The keys of before go on")
                 continue
             complaint = ""
+            self._ring.replace(keys.values())
+            self._upstreams.replace_keys(upstream_keys)
             self._control.publish_keys()
             log(logging.INFO, "keys_changed", keys=sorted(self._ring.keys))
 

@@ -17,9 +17,9 @@ from uvicorn_worker import UvicornWorker
 from nas_assistant.child import die_with_parent
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing
-from nas_assistant.llama_engine import LlamaEngine
 from nas_assistant.logs import configure
 from nas_assistant.settings import Settings
+from nas_assistant.worker_engine import WorkerEngine
 
 # Set by the supervisor: the folder with its control socket and the configuration it was started
 # with.
@@ -32,8 +32,9 @@ def application() -> Starlette:
     """The application, as the supervisor prepared it."""
     private_dir = Path(os.environ[PRIVATE_DIR])
     ring = KeyRing()
-    engine = LlamaEngine(private_dir / CONTROL_SOCKET, ring, _leave)
-    return create_app(Settings.load(private_dir / CONFIG_COPY, os.environ), engine, ring)
+    settings = Settings.load(private_dir / CONFIG_COPY, os.environ)
+    engine = WorkerEngine(private_dir / CONTROL_SOCKET, ring, _leave, settings.upstreams)
+    return create_app(settings, engine, ring)
 
 
 def _leave() -> None:

@@ -16,7 +16,12 @@ export async function listModels(key) {
   const response = await request('/v1/models', key);
   // Others go on with a text, or make vectors of it.
   const models = (await response.json()).data.filter(({ kind }) => !kind || kind === 'chat');
-  return models.map(({ id }) => id);
+  return models.map(({ id, served_by: servedBy }) => ({ id, outside: isOutside(servedBy) }));
+}
+
+/** Whether text leaves the house for who is named so. */
+export function isOutside(servedBy) {
+  return Boolean(servedBy?.startsWith('cloud'));
 }
 
 /** The service's state, as it is told to admins. */

@@ -2,7 +2,7 @@
 // Copyright: nas.assistant contributors
 // The page: what is shown, what is asked, and what every button does.
 
-import { ask, listModels } from './api.js';
+import { ask, isOutside, listModels } from './api.js';
 import { element } from './dom.js';
 import { enterKey, refuses } from './key.js';
 import { $, announce, openDialog, useLanguage, useTheme } from './page.js';
@@ -31,15 +31,16 @@ async function loadModels() {
 
 /** Fill the model picker. Gives what went wrong, if anything. */
 async function fetchModels(key = getKey()) {
-  let names = [];
+  let models = [];
   let trouble;
   try {
-    names = await listModels(key);
-    if (!names.length) trouble = { code: 'no_model' };
+    models = await listModels(key);
+    if (!models.length) trouble = { code: 'no_model' };
   } catch (error) {
     trouble = noteOf(error);
   }
-  model.replaceChildren(...(names.length ? names : ['']).map((name) => new Option(name || say('noModel'), name)));
+  const options = models.map(({ id, outside }) => new Option(outside ? say('inCloud', { name: id }) : id, id));
+  model.replaceChildren(...(options.length ? options : [new Option(say('noModel'), '')]));
   showModel();
   notify(trouble ? sayNote(trouble) : '', loadModels);
   return trouble;
@@ -250,7 +251,7 @@ async function stream(run, asked) {
   let finish;
   let began;
   for await (const part of ask(getKey(), body, run.controller.signal)) {
-    if (part.servedBy?.startsWith('cloud')) message.outside = true;
+    if (isOutside(part.servedBy)) message.outside = true;
     if (part.finish) finish = part.finish;
     if (part.usage) {
       message.tokens = part.usage.completion_tokens;

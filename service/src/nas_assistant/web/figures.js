@@ -20,6 +20,7 @@ export function figures(status) {
       modelRows(status),
       say('noModels'),
     ),
+    ...cloud(status.upstreams),
     section(
       say('keys'),
       [say('name'), say('role'), say('limits'), say('allowedModels'), say('lastDay'), say('usedToday')],
@@ -87,6 +88,28 @@ function modelRow(model, reason) {
   };
 }
 
+/** A section, where the mode allows any. */
+function cloud(upstreams) {
+  if (!upstreams.length) return [];
+  const names = [say('name'), say('upstream'), say('state'), say('slots'), say('firstToken'), say('servedThere')];
+  const rows = upstreams.flatMap((upstream) => upstream.models.map((model) => cloudRow(upstream, model)));
+  return [section(say('cloud'), names, rows, say('noCloudModels'))];
+}
+
+function cloudRow({ name, url, paused }, model) {
+  return {
+    key: model.name,
+    cells: [
+      stack(element('strong', {}, model.name), small(say(`kind_${model.kind}`)), small(model.model)),
+      stack(element('span', {}, name), small(url)),
+      paused ? refusal(paused) : mark(say('answers'), true),
+      say('nOfM', { n: number(model.slots_in_use), m: number(model.slots) }),
+      model.first_token_seconds ? unit(model.first_token_seconds, 'second') : '–',
+      usage(model.served),
+    ],
+  };
+}
+
 function refusal(reason) {
   return stack(element('strong', { className: 'danger' }, say('unusable')), foreign('small', reason));
 }
@@ -103,6 +126,7 @@ function keyRow(key) {
     key.requests_per_minute && say('perMinute', { n: number(key.requests_per_minute) }),
     key.tokens_per_day && say('perDay', { n: number(key.tokens_per_day) }),
     key.parallel && say('atOnce', { n: number(key.parallel) }),
+    key.local_only && say('localOnly'),
   ].filter(Boolean);
   return {
     key: key.name,

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""One of the endpoints that a model answers: who answers a request, whole or as a stream, and who
+does when that one cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from nas_assistant.engine import (
+    CLIENT_GONE,
+    Call,
+    Engine,
+    EngineAnswer,
+    EngineBusy,
+    EngineUnavailable,
+    Kind,
+    Model,
+    QuotaExceeded,
+)
+from nas_assistant.errors import ApiError, bad_request, unavailable
+from nas_assistant.generation import Generation
+from nas_assistant.keys import ApiKey
+from nas_assistant.meter import Meter
+from nas_assistant.middleware import KEY, SERVED_BY
+from nas_assistant.settings import Settings
+from nas_assistant.streams import rewrite, say_who, without_usage
+
+MAX_BODY = 4 << 20
+_BODY_SECONDS = 60
+_LONGEST_EVENT = 4 << 20
+_STREAM_HEADERS = {
+    "content-type": "text/event-stream; charset=utf-8",
+    "cache-control": "no-cache",
+    # nginx would gather the tokens otherwise.
+    "x-accel-buffering": "no",
+}
+
+
+class _Elsewhere(Exception):
+    """One model cannot answer now; another one may. ``reason`` is a word for the books."""
+
+    def __init__(self, reason: str, error: ApiError) -> None:
+        super().__init__(error.message)
+        self.reason = reason
+        self.error = error
+
+
+@dataclass
+class _Exchange:
+    """A request, and whether its answer has begun: then no other model can give one."""
+
+    generation: Generation
+    key: ApiKey
+    scope: Scope
+    receive: Receive
+    send: Send
+    begun: bool = field(default=False)
+
+
+class Endpoint:
+    """Answers at ``path``; models of ``kinds`` can."""
+
+    def __init__(
+        self,
+        path: str,
+        parse: Callable[[bytes], Generation],
+        kinds: set[Kind],
+        settings: Settings,
+        engine: Engine,
+    ) -> None:
+        self.path = path
+        self._parse = parse
+        self._kinds = kinds
+        self._settings = settings
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry."""
+        generation = self._parse(await _read_body(Request(scope, receive)))
+        exchange = _Exchange(generation, scope[KEY], scope, receive, send)
+        answering = asyncio.ensure_future(self._answer(exchange))
+        leaving = asyncio.ensure_future(_client_left(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                await answering
+        finally:
+            # A client that left, or a worker that stops: the engine must not go on for nobody.
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
+
+    async def _answer(self, exchange: _Exchange) -> None:
+        name = exchange.generation.model or self._default()
+        fallback = self._fallback(name, exchange.key)
+        try:
+            await self._ask(exchange, name, may_wait=fallback is None)
+        except _Elsewhere as first:
+            if fallback is None:
+                raise first.error from first
+            try:
+                await self._ask(exchange, fallback, instead=first.reason)
+            except _Elsewhere as second:
+                # What the client asked for is what it should hear of.
+                first.error.message += f" {second.error.message}"
+                raise first.error from second
+
+    def _default(self) -> str:
+        """The model that answers when a request names none: the chosen one; for vectors, the first
+        that makes them.
+        """
+        embedders = (
+            model.name
+            for model in self._engine.state.models.values()
+            if model.kind is Kind.EMBEDDING and Kind.EMBEDDING in self._kinds
+        )
+        return next(embedders, self._settings.variant)
+
+    def _fallback(self, name: str, key: ApiKey) -> str | None:
+        """The cloud model that may answer in the place of another one, with this key."""
+        model = self._settings.models.get(name)
+        fallback = self._settings.cloud_models.get(model.fallback) if model else None
+        if fallback is None or key.local_only or not key.may_use(fallback.name):
+            return None
+        return fallback.name if fallback.kind in self._kinds else None
+
+    async def _ask(
+        self, exchange: _Exchange, name: str, *, may_wait: bool = True, instead: str = ""
+    ) -> None:
+        """Have a model answer. ``may_wait``: as long as it takes; ``instead``: why another one
+        cannot. Raises ApiError, and _Elsewhere while nothing was sent.
+        """
+        generation = exchange.generation
+        try:
+            model = find(self._settings, self._engine, name, exchange.key)
+        except ApiError as error:
+            if error.status != 503:
+                raise
+            raise _Elsewhere("unavailable", error) from error
+        if model.kind not in self._kinds:
+            raise _other_kind(model, self.path)
+        call = Call(
+            model=name,
+            path=self.path,
+            body=self._body(generation, model),
+            key=exchange.key.name,
+            stream=generation.stream,
+            fallback=instead,
+            patience=None if may_wait else self._settings.fallback_after,
+        )
+        try:
+            await self._exchange(exchange, model, call)
+        except QuotaExceeded as error:
+            raise ApiError(
+                429,
+                "rate_limit_exceeded",
+                str(error),
+                headers={"Retry-After": str(error.retry_after)},
+            ) from error
+        except EngineBusy as error:
+            busy = ApiError(
+                429,
+                "queue_full",
+                "Too many requests are waiting already. Try again later.",
+                headers={"Retry-After": str(error.retry_after)},
+            )
+            raise _Elsewhere("busy", busy) from error
+        except EngineUnavailable as error:
+            raise _Elsewhere("unavailable", unavailable(str(error))) from error
+        except ApiError as error:
+            if error.code != "context_length_exceeded" or exchange.begun:
+                raise
+            raise _Elsewhere("context", error) from error
+
+    def _body(self, generation: Generation, model: Model) -> bytes:
+        """What the model is sent. Raises _Elsewhere where that is too long for it."""
+        if model.upstream:
+            return generation.cloud_body(self._settings.cloud_models[model.name].model)
+        settings = self._settings.models[model.name]
+        most = settings.longest_body * generation.texts
+        if len(generation.body) > most:
+            # The engine would find out too, after taking 80 times as much memory.
+            error = bad_request(
+                f"The request has {len(generation.body)} bytes; at most {most} are taken for a "
+                f"context of {settings.context} tokens.",
+                None,
+                "context_length_exceeded",
+            )
+            raise _Elsewhere("context", error)
+        return generation.body
+
+    async def _exchange(self, exchange: _Exchange, model: Model, call: Call) -> None:
+        meter = Meter(len(call.body))
+        async with self._engine.generate(call) as answer:
+            if answer.status != 200:
+                raise answer.explain(await answer.read())
+            answer.outcome = meter.outcome(CLIENT_GONE)
+            if call.stream:
+                exchange.begun = True
+                await _stream(answer, meter, exchange, model.served_by)
+                return
+            body = await answer.read()
+            meter.feed(body)
+            answer.outcome = meter.outcome(200)
+        response = Response(
+            say_who(body, model.served_by), 200, {SERVED_BY: model.served_by}, "application/json"
+        )
+        await response(exchange.scope, exchange.receive, exchange.send)
+
+
+async def _stream(answer: EngineAnswer, meter: Meter, exchange: _Exchange, served_by: str) -> None:
+    """Pass the engine's events on as they are; only errors are rewritten, and figures left out that
+    nobody asked for.
+    """
+    names = {**_STREAM_HEADERS, SERVED_BY: served_by}
+    headers = [(name.encode(), value.encode()) for name, value in names.items()]
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+    held, status = b"", 200
+    try:
+        async for chunk in answer.chunks():
+            held += chunk
+            # Whole events only, so that an error can never be split in two. Usually a chunk is one
+            # event.
+            end = held.rfind(b"\n\n") + 2
+            if end > 1:
+                events, held = held[:end], held[end:]
+                meter.feed(events)
+                answer.outcome = meter.outcome(CLIENT_GONE)
+                if exchange.generation.wants_usage:
+                    events = say_who(events, served_by)
+                else:
+                    events = without_usage(events)
+                await exchange.send(
+                    {"type": "http.response.body", "body": rewrite(events), "more_body": True}
+                )
+            if len(held) > _LONGEST_EVENT:
+                raise EngineUnavailable("it writes an event that does not end")
+    except EngineUnavailable as error:
+        held, status = b"data: " + unavailable(str(error)).body() + b"\n\n", 503
+    answer.outcome = meter.outcome(status)
+    await exchange.send({"type": "http.response.body", "body": held, "more_body": False})
+
+
+async def _read_body(request: Request) -> bytes:
+    too_large = ApiError(413, "request_too_large", f"The body is larger than {MAX_BODY >> 20} MiB.")
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal() or int(length) > MAX_BODY:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise too_large
+    except TimeoutError as error:
+        raise ApiError(
+            408, "request_timeout", f"The body did not arrive within {_BODY_SECONDS} s."
+        ) from error
+    except ClientDisconnect as error:
+        raise ApiError(
+            400, "client_closed_request", "The client left before the body was complete."
+        ) from error
+    return bytes(body)
+
+
+async def _client_left(receive: Receive) -> None:
+    with suppress(OSError):
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
+def may_ask(model: Model, key: ApiKey) -> bool:
+    """Whether a key is good for a model."""
+    return key.may_use(model.name) and not (key.local_only and model.upstream)
+
+
+def find(settings: Settings, engine: Engine, name: str, key: ApiKey) -> Model:
+    """The model of a name, for a key. Raises ApiError."""
+    state = engine.state
+    if not key.may_use(name):
+        raise _not_allowed(f"The API key '{key.name}' is for {', '.join(key.models)} alone.")
+    model = state.models.get(name)
+    if name in settings.cloud_models and key.local_only:
+        raise _not_allowed(f"What the API key '{key.name}' asks stays on this machine.")
+    if model is not None:
+        return model
+    if name in settings.models or name in settings.cloud_models:
+        raise unavailable(state.unusable.get(name, state.reason))
+    why = settings.off.get(name)
+    message = (
+        f"The model '{name}' is not offered: {why}."
+        if why
+        else (f"The model '{name}' does not exist.")
+    )
+    raise ApiError(404, "model_not_found", message, param="model")
+
+
+def _not_allowed(message: str) -> ApiError:
+    return ApiError(403, "model_not_allowed", message, param="model")
+
+
+def _other_kind(model: Model, path: str) -> ApiError:
+    """What to say to who asks a model for what it is not for."""
+    if model.kind is Kind.EMBEDDING:
+        code = "model_not_text"
+        message = "turns texts into vectors: ask it at /v1/embeddings"
+    elif path == "/v1/embeddings":
+        code = "model_not_embedding"
+        message = "writes text; vectors come from an embedding model, which the configuration names"
+    else:
+        code = "model_not_chat"
+        message = (
+            "has no chat template, so it cannot chat: use /v1/completions, another model, or set "
+            "chat_template for it in the configuration"
+        )
+    return bad_request(f"The model '{model.name}' {message}.", "model", code)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Local first, and the cloud where it must: the gateway in front of scripted engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from nas_assistant.engine import (
+    Call,
+    EngineBusy,
+    EngineState,
+    EngineUnavailable,
+    Kind,
+    Model,
+    QuotaExceeded,
+)
+from nas_assistant.gateway import create_app
+from nas_assistant.keys import KeyRing, Role
+from nas_assistant.settings import Settings
+
+from .conftest import HYBRID, SECRET, api_key, minimal_config
+from .fake_engine import FakeEngine
+
+CHAT = "/v1/chat/completions"
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+TOO_LONG = json.dumps(
+    {"error": {"code": 400, "message": "no", "type": "exceed_context_size_error"}}
+).encode()
+HERE = b'{"choices":[],"usage":{"total_tokens":3}}'
+THERE = b'{"choices": [], "usage": {"total_tokens": 4}}'
+KEYS = KeyRing(
+    [
+        api_key(),
+        api_key("home", "sk-home", local_only=True),
+        api_key("guest", "sk-guest", role=Role.USER, models=("default",)),
+    ]
+)
+
+
+class TwoEngines(FakeEngine):
+    """``here`` answers for this machine, ``there`` for the cloud."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.here, self.there = FakeEngine(HERE), FakeEngine(THERE)
+        models = {"default": Model("default", Kind.CHAT, 1)}
+        for name, each in settings.cloud_models.items():
+            models[name] = Model(name, each.kind, 1, each.upstream)
+        self.state = EngineState(ready=True, reason="", models=models)
+
+    @asynccontextmanager
+    async def generate(self, call: Call) -> AsyncIterator[FakeEngine]:
+        engine = self.there if self.state.models[call.model].upstream else self.here
+        async with engine.generate(call) as answer:
+            yield answer
+
+
+@pytest.fixture
+def settings(write_config: Callable[[str], Path]) -> Settings:
+    text = minimal_config(mode="hybrid", fallback_after=7) + "fallback = smart\n" + HYBRID
+    text += "[model:vectors]\nupstream = example\nkind = embedding\n"
+    return Settings.load(write_config(text), {})
+
+
+@pytest.fixture
+def engines(settings: Settings) -> TwoEngines:
+    return TwoEngines(settings)
+
+
+@pytest.fixture
+def client(settings: Settings, engines: TwoEngines) -> Iterator[TestClient]:
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    with TestClient(create_app(settings, engines, KEYS), headers=headers) as client:
+        yield client
+
+
+def as_(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def test_local_first(client: TestClient, engines: TwoEngines) -> None:
+    response = client.post(CHAT, json=HELLO)
+    assert response.headers["x-served-by"] == "local"
+    assert response.json()["usage"] == {"served_by": "local", "total_tokens": 3}
+    assert not engines.there.calls
+    # It waits for its turn, but not for ever.
+    assert engines.here.calls[0].patience == 7
+
+
+def test_a_named_model_of_the_cloud(client: TestClient, engines: TwoEngines) -> None:
+    request = HELLO | {"model": "smart", "top_k": 5, "temperature": 0.5, "user": "x"}
+    response = client.post(CHAT, json=request)
+    assert response.headers["x-served-by"] == "cloud:example"
+    assert response.json()["usage"] == {"served_by": "cloud:example", "total_tokens": 4}
+    assert not engines.here.calls
+    # By the upstream's name for it, and with nothing that is the engine's alone.
+    sent = HELLO | {"model": "gpt-example", "temperature": 0.5}
+    assert engines.there.requests == [("smart", CHAT, sent, "owner")]
+    assert engines.there.calls[0].patience is None
+
+
+def test_models_say_where_they_are(client: TestClient) -> None:
+    models = client.get("/v1/models").json()["data"]
+    assert {each["id"]: each["served_by"] for each in models} == {
+        "default": "local",
+        "smart": "cloud:example",
+        "vectors": "cloud:example",
+    }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (EngineBusy(7), "busy"),
+        (EngineUnavailable("the engine ended"), "unavailable"),
+        (TOO_LONG, "context"),
+    ],
+)
+def test_the_cloud_where_it_must(
+    client: TestClient,
+    engines: TwoEngines,
+    problem: Exception | bytes,
+    reason: str,
+    stream: bool,
+) -> None:
+    if isinstance(problem, bytes):
+        engines.here = FakeEngine(problem, status=400)
+    else:
+        engines.here.refusal = problem
+    if stream:
+        engines.there = FakeEngine(b'data: {"choices":[{}]}\n\n', b"data: [DONE]\n\n")
+    response = client.post(CHAT, json=HELLO | {"stream": stream})
+    assert response.status_code == 200
+    assert response.headers["x-served-by"] == "cloud:example"
+    (call,) = engines.there.calls
+    assert (call.model, call.fallback, call.stream) == ("smart", reason, stream)
+
+
+def test_a_text_that_cannot_fit_goes_to_the_cloud(client: TestClient, engines: TwoEngines) -> None:
+    long = {"messages": [{"role": "user", "content": "x " * 100_000}]}
+    assert client.post(CHAT, json=long).headers["x-served-by"] == "cloud:example"
+    assert not engines.here.calls
+    assert engines.there.calls[0].fallback == "context"
+
+
+def test_a_model_that_is_lost(client: TestClient, engines: TwoEngines) -> None:
+    models = {"smart": engines.state.models["smart"]}
+    engines.state = EngineState(False, "lost", models, {"default": "the engine ended"})
+    assert client.post(CHAT, json=HELLO).headers["x-served-by"] == "cloud:example"
+    assert engines.there.calls[0].fallback == "unavailable"
+
+
+def test_what_asks_for_something_wrong_stays(client: TestClient, engines: TwoEngines) -> None:
+    error = {"error": {"code": 400, "message": "no", "type": "invalid_request_error"}}
+    engines.here = FakeEngine(json.dumps(error).encode(), status=400)
+    assert client.post(CHAT, json=HELLO).status_code == 400
+    engines.here.refusal = QuotaExceeded("The key 'owner' may have 1 request at once.", 3)
+    assert client.post(CHAT, json=HELLO).json()["error"]["code"] == "rate_limit_exceeded"
+    assert not engines.there.calls
+
+
+def test_an_answer_that_has_begun_is_not_begun_again(
+    client: TestClient, engines: TwoEngines
+) -> None:
+    engines.here = FakeEngine(b"data: 1\n\n", EngineUnavailable("the engine ended"))
+    response = client.post(CHAT, json=HELLO | {"stream": True})
+    assert response.headers["x-served-by"] == "local"
+    assert "not_ready" in response.text
+    assert not engines.there.calls
+
+
+def test_a_whole_answer_that_breaks_is_got_elsewhere(
+    client: TestClient, engines: TwoEngines
+) -> None:
+    engines.here = FakeEngine(b"{", EngineUnavailable("the engine ended"))
+    assert client.post(CHAT, json=HELLO).headers["x-served-by"] == "cloud:example"
+
+
+@pytest.mark.parametrize("secret", ["sk-home", "sk-guest"])
+def test_keys_that_stay_at_home(client: TestClient, engines: TwoEngines, secret: str) -> None:
+    names = [each["id"] for each in client.get("/v1/models", headers=as_(secret)).json()["data"]]
+    assert names == ["default"]
+    for response in (
+        client.post(CHAT, json=HELLO | {"model": "smart"}, headers=as_(secret)),
+        client.get("/v1/models/smart", headers=as_(secret)),
+        client.post("/v1/embeddings", json={"input": "x"}, headers=as_(secret)),
+    ):
+        assert response.status_code == 403
+        assert response.json()["error"]["code"] == "model_not_allowed"
+    engines.here.refusal = EngineBusy(7)
+    response = client.post(CHAT, json=HELLO, headers=as_(secret))
+    assert response.json()["error"]["code"] == "queue_full"
+    # There is nowhere else: it waits for its turn as long as it takes.
+    assert engines.here.calls[0].patience is None
+    assert not engines.there.calls
+
+
+def test_neither_can(client: TestClient, engines: TwoEngines) -> None:
+    engines.here.refusal = EngineBusy(7)
+    engines.there.refusal = EngineUnavailable("the cloud 'example' cannot be reached")
+    response = client.post(CHAT, json=HELLO)
+    assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+    error = response.json()["error"]
+    assert error["code"] == "queue_full"
+    assert "the cloud 'example' cannot be reached" in error["message"]
+
+
+def test_vectors_from_the_cloud(client: TestClient, engines: TwoEngines) -> None:
+    response = client.post("/v1/embeddings", json={"input": "x"})
+    assert response.headers["x-served-by"] == "cloud:example"
+    assert engines.there.requests[0][2] == {"model": "vectors", "input": ["x"]}
+    # A model that chats is no fallback for one that does not.
+    response = client.post("/v1/embeddings", json={"input": "x", "model": "default"})
+    assert response.json()["error"]["code"] == "model_not_embedding"
+
+
+def test_an_event_that_does_not_end(client: TestClient, engines: TwoEngines) -> None:
+    engines.there = FakeEngine(*[b"x" * (1 << 20)] * 8)
+    response = client.post(CHAT, json=HELLO | {"model": "smart", "stream": True})
+    assert "an event that does not end" in response.text
+    assert len(response.content) < 1000
+
+
+def test_models_that_the_mode_leaves_out(write_config: Callable[[str], Path]) -> None:
+    settings = Settings.load(write_config(minimal_config() + HYBRID), {})
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    with TestClient(create_app(settings, FakeEngine(HERE), KEYS), headers=headers) as client:
+        response = client.post(CHAT, json=HELLO | {"model": "smart"})
+    assert response.status_code == 404
+    assert "mode = local sends nothing out" in response.json()["error"]["message"]
