@@ -54,7 +54,7 @@ def assistant_key_faults(keys: Any) -> list[str]:
 
 
 def _key_faults(key: Mapping[str, Any]) -> Iterator[str]:
-    allowed = ("key", "role", *_LIMITS, "models", "expires")
+    allowed = ("key", "role", *_LIMITS, "models", "expires", "local_only")
     for field in key:
         if field not in allowed:
             yield f"{field} means nothing here; there are {', '.join(allowed)}"
@@ -70,6 +70,8 @@ def _key_faults(key: Mapping[str, Any]) -> Iterator[str]:
     models = key.get("models", [])
     if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
         yield f"models={models}: it is a list of names"
+    if not isinstance(key.get("local_only", False), bool):
+        yield f"local_only={key['local_only']}: it is true or false"
     if not _DAY.fullmatch(str(key.get("expires", "2030-12-31"))):
         yield f"expires={key['expires']}: it is a day such as 2030-12-31"
 

@@ -33,12 +33,12 @@ from typing import Any
 
 import aiohttp
 
+from nas_assistant.addresses import UnixAddress
 from nas_assistant.checks import check_start
 from nas_assistant.child import child_command
 from nas_assistant.engine_process import EngineProcess
 from nas_assistant.keys import ApiKey, render
 from nas_assistant.local_http import LocalHttpError, request
-from nas_assistant.addresses import UnixAddress
 from nas_assistant.settings import Settings
 
 LEVELS = (1, 4, 8)

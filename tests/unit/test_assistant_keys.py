@@ -45,6 +45,7 @@ def test_keys_that_are_fine(keys: dict[str, Any]) -> None:
         ({"owner": {"parallel": -1}}, "owner.parallel=-1: it is a whole number"),
         ({"owner": {"parallel": True}}, "owner.parallel=True"),
         ({"owner": {"models": "large"}}, "owner.models=large: it is a list of names"),
+        ({"owner": {"local_only": "yes"}}, "owner.local_only=yes: it is true or false"),
         ({"owner": {"expires": "soon"}}, "owner.expires=soon: it is a day such as 2030-12-31"),
     ],
 )

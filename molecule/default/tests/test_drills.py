@@ -14,10 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from testinfra.host import Host
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[[str, Sequence[dict[str, Any]]], list[str]]
+MODELS = Path(__file__).parents[3] / "inventories/lab/group_vars/nas/assistant.yml"
 MODEL = "/var/lib/nas-assistant/models/smollm2-135m-instruct-q4_1.gguf"
 
 
@@ -82,7 +84,15 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"proxy_https_port": 2222}, ["sshd listens on port 2222", "Nothing of the proxy was changed"]),
     ({"assistant_engine": {"slots": 0}}, ["slots"]),
     ({"assistant_keys": {"owner": {"key": "short"}}}, ["owner.key is one word of at least 32"]),
-    ({"assistant_models": {"default": {"file": "../x.gguf"}}}, ["assistant_models: default"]),
+    ({"assistant_mode": "hybrid"}, ["assistant_upstreams: assistant_mode=hybrid needs one"]),
+    (
+        {"assistant_mode": "hybrid", "assistant_upstreams": {"x": {"url": "https://example.com"}}},
+        ["x.key is one word, from Ansible Vault"],
+    ),
+    (
+        {"assistant_models": {"default": {"file": "../x.gguf"}}},
+        ["assistant_models: default.file=../x.gguf: it is a plain name"],
+    ),
 ]
 
 
@@ -282,6 +292,52 @@ def test_variant_is_switched_without_a_new_image(
     wait_ready()
     assert host.check_output("docker inspect nas-assistant --format '{{.Image}}'") == image
     assert ask(client).status_code == 200
+
+
+def test_hybrid_asks_another_api_and_local_takes_the_way_out_away(
+    host: Host,
+    client: httpx.Client,
+    playbook: Playbook,
+    wait_ready: Callable[[], float],
+    address: str,
+    key: str,
+    certificate: Path,
+) -> None:
+    """The other API is this one, by way of the network, Nginx and its certificate."""
+    url = f"https://{address}/v1"
+    neighbour = {"url": url, "key": key, "certificates": certificate.read_text("ascii")}
+    wishes: dict[str, Any] = {
+        "assistant_mode": "hybrid",
+        "assistant_upstreams": {"neighbour": neighbour},
+        "assistant_models": {
+            **yaml.safe_load(MODELS.read_text("utf-8"))["assistant_models"],
+            "remote": {"upstream": "neighbour", "model": "large", "kind": "text"},
+        },
+    }
+    done = playbook("assistant", **wishes)
+    assert done.returncode == 0, done.stdout
+    told = f"assistant_mode=hybrid. What is asked of remote goes to {url}."
+    assert told in " ".join(done.stdout.split())
+    assert key not in done.stdout
+    wait_ready()
+    body = {"prompt": "One, two,", "max_tokens": 4, "temperature": 0}
+    outside = client.post("/v1/completions", json={"model": "remote", **body})
+    assert outside.headers["x-served-by"] == "cloud:neighbour", outside.text
+    assert outside.json()["usage"]["served_by"] == "cloud:neighbour"
+    inside = client.post("/v1/completions", json={"model": "large", **body})
+    assert inside.headers["x-served-by"] == "local"
+    assert inside.json()["choices"] == outside.json()["choices"]
+    assert "changed=0" in playbook("assistant", **wishes).stdout
+    keys = "/etc/nas-assistant/keys/upstreams.json"
+    assert host.check_output(f"stat -c '%U %g %a' {keys}") == "root 10001 640"
+
+    assert playbook("assistant").returncode == 0
+    wait_ready()
+    assert host.check_output("docker exec nas-assistant ls /sys/class/net").split() == ["lo"]
+    assert not host.file(keys).exists
+    assert "nas-assistant" not in host.check_output("docker network ls --format '{{.Name}}'")
+    gone = client.post("/v1/completions", json={"model": "remote", **body})
+    assert gone.json()["error"]["code"] == "model_not_found"
 
 
 ALTERED = [
