@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 
+from lab import lock
 from lab.errors import LabError
 from lab.progress import step
 from lab.run import run
@@ -36,8 +37,9 @@ def install(packages: Sequence[str], *, why: str, why_not: str = "") -> None:
         raise LabError(f"{why}, and this machine runs {name}, not Debian or Ubuntu. {remedy}")
     if os.geteuid() != 0:
         raise LabError(f"{why}, and you are not root. Run as root: {command}")
-    with step(f"apt-get install {' '.join(packages)}"):
-        get = ["apt-get", "--quiet", "--yes"]
+    with lock.held("apt"), step(f"apt-get install {' '.join(packages)}"):
+        # A machine that has just started may be updating itself.
+        get = ["apt-get", "--quiet", "--yes", "--option", "DPkg::Lock::Timeout=300"]
         quiet = {"DEBIAN_FRONTEND": "noninteractive"}
         remedy = "Repair apt (apt-get update shows what is wrong) and run it again."
         # The old package list may do, and then an update of a broken mirror need not succeed.

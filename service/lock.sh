@@ -2,7 +2,7 @@
 # Makes every lock of the service again from its .in file: newest versions, all hashes, no index address.
 set -eu
 cd "$(dirname "$0")"
-for name in requirements requirements-wheel requirements-source-backend; do
+for name in requirements requirements-wheel requirements-source-backend tests/clients; do
     uv pip compile --quiet --upgrade --universal --python-version 3.11 --only-binary :all: \
         --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command ./lock.sh \
         "$name.in" --output-file "$name.txt"

@@ -89,16 +89,13 @@ def sshd(folder: Path) -> Iterator[Sshd]:
     program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if not program:
         pytest.skip("there is no sshd on this machine (package openssh-server)")
-    # Debian's sshd insists on this empty folder, which its service makes.
-    privileges = Path("/run/sshd")
-    missing = not privileges.exists()
-    privileges.mkdir(mode=0o755, exist_ok=True)
+    # Debian's sshd insists on this empty folder, which its service makes. It stays: another worker
+    # may have a server, too.
+    Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     server = Sshd(folder / "sshd", program)
     server.start()
     yield server
     server.stop()
-    if missing:
-        privileges.rmdir()
 
 
 @pytest.fixture(scope="session")

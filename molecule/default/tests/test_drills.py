@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -294,18 +297,53 @@ def test_variant_is_switched_without_a_new_image(
     assert ask(client).status_code == 200
 
 
+@pytest.fixture
+def other_api(
+    host: Host, connect: Callable[[], httpx.Client], tmp_path: Path
+) -> Iterator[tuple[str, str]]:
+    """An API elsewhere, with a certificate of its own: the controller, where the lab's network has
+    its gateway, which has the NAS answer. (The NAS itself is closed to its containers.)
+    """
+
+    class Relay(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            with connect() as client:
+                headers = {"Authorization": self.headers["Authorization"]}
+                answer = client.post(self.path, content=body, headers=headers)
+            self.send_response(answer.status_code)
+            self.send_header("Content-Type", answer.headers["content-type"])
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    gateway = host.check_output("ip -4 route show default").split()[2]
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=test", "-keyout", str(key)]
+    command += ["-addext", f"subjectAltName=IP:{gateway}", "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    with ThreadingHTTPServer((gateway, 0), Relay) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever).start()
+        yield f"https://{gateway}:{server.server_port}/v1", certificate.read_text("ascii")
+        server.shutdown()
+
+
 def test_hybrid_asks_another_api_and_local_takes_the_way_out_away(
     host: Host,
     client: httpx.Client,
     playbook: Playbook,
     wait_ready: Callable[[], float],
-    address: str,
+    other_api: tuple[str, str],
     key: str,
-    certificate: Path,
 ) -> None:
-    """The other API is this one, by way of the network, Nginx and its certificate."""
-    url = f"https://{address}/v1"
-    neighbour = {"url": url, "key": key, "certificates": certificate.read_text("ascii")}
+    url, certificates = other_api
+    neighbour = {"url": url, "key": key, "certificates": certificates}
     wishes: dict[str, Any] = {
         "assistant_mode": "hybrid",
         "assistant_upstreams": {"neighbour": neighbour},

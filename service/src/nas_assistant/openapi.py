@@ -14,6 +14,7 @@ from nas_assistant.generation import MOST_TEXTS, ROLES
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
 _WHOLE: Json = {"type": "integer", "minimum": 0}
+_EVENTS = "Server-sent events: pieces of the answer as JSON in data, at the end [DONE]"
 # Of each error, when it comes.
 _ERRORS = {
     "400": "Something is wrong with the request; `code` and `param` say what",
@@ -150,7 +151,7 @@ def _get(
 def _post(summary: str, request: Json, answer: str, *, stream: bool = True) -> Json:
     content: Json = {"application/json": {"schema": _ref(answer)}}
     if stream:
-        content["text/event-stream"] = {"schema": _TEXT}
+        content["text/event-stream"] = {"schema": {"description": _EVENTS}}
     return {
         "post": {
             "summary": summary,
