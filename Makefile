@@ -45,7 +45,7 @@ models: setup ## Fetch the small models of the tests into .lab/models
 test: prepare lint models ## Run every check that CI runs (under 40 minutes)
 	$(IN_VENV) pytest service/tests
 	$(IN_VENV) molecule test
-	$(IN_VENV) pytest --numprocesses 2 --dist loadfile tests/unit tests/lab tests/integration
+	$(IN_VENV) pytest --numprocesses 2 --dist loadgroup tests/unit tests/lab tests/integration
 
 .PHONY: test-vm
 test-vm: prepare ## Run the tests that need a kernel or a CPU of their own, on a virtual machine

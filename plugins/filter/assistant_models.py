@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 LOCAL, CLOUD = "local", "cloud"
+MIB = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*[.]gguf")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -147,6 +149,48 @@ def assistant_local_models(models: Mapping[str, Any], mode: str) -> dict[str, An
     return {name: model for name, model in models.items() if "upstream" not in model}
 
 
+def assistant_model_list(
+    models: Mapping[str, Any], files: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """Return a line for each model, and for each file that is none's.
+
+    :param files: of the models folder, with ``path`` and ``size`` in bytes.
+    """
+    sizes = {PurePath(file["path"]).name: file["size"] for file in files}
+    lines = [_line(name, model, sizes) for name, model in models.items()]
+    named = _files(models)
+    others = [name for name in sizes if name not in named]
+    return lines + [
+        f"{name}, {sizes[name] / MIB:.0f} MiB, is no variant's: -e assistant_models_prune=true "
+        "takes it away"
+        for name in sorted(others)
+    ]
+
+
+def _line(name: str, model: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    if "upstream" in model:
+        return f"{name}: {model.get('model', name)} of {model['upstream']}"
+    if model["file"] not in sizes:
+        return f"{name}: {model['file']} is not there"
+    return f"{name}: {model['file']}, {sizes[model['file']] / MIB:.0f} MiB, as its SHA-256 says"
+
+
+def assistant_unnamed_files(
+    models: Mapping[str, Any], files: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """Return the paths of files that no model has, without what an interrupted transfer left: that
+    goes with the file itself.
+    """
+    named = _files(models)
+    found = {str(file["path"]).removesuffix(".part") for file in files}
+    return sorted(path for path in found if PurePath(path).name not in named)
+
+
+def _files(models: Mapping[str, Any]) -> set[str]:
+    files = {str(model["file"]) for model in models.values() if "file" in model}
+    return files | {f"{file}.part" for file in files}
+
+
 def assistant_upstream_keys(upstreams: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the service's file ``upstreams.json`` holds."""
     kept = ("key", "certificates")
@@ -166,6 +210,8 @@ class FilterModule:
         return {
             "assistant_local_models": assistant_local_models,
             "assistant_model_faults": assistant_model_faults,
+            "assistant_model_list": assistant_model_list,
+            "assistant_unnamed_files": assistant_unnamed_files,
             "assistant_upstream_faults": assistant_upstream_faults,
             "assistant_upstream_keys": assistant_upstream_keys,
         }

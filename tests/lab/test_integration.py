@@ -19,6 +19,8 @@ LAB = "selftest"
 
 pytestmark = [
     pytest.mark.integration,
+    # One lab by one name.
+    pytest.mark.xdist_group("lab"),
     pytest.mark.skipif(os.geteuid() != 0, reason="the lab's disks are loop devices: needs root"),
     pytest.mark.skipif(not shutil.which("docker"), reason="needs a Docker client"),
 ]

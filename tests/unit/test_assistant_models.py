@@ -10,6 +10,8 @@ import pytest
 from ansible_collections.nas.assistant.plugins.filter.assistant_models import (
     assistant_local_models,
     assistant_model_faults,
+    assistant_model_list,
+    assistant_unnamed_files,
     assistant_upstream_faults,
     assistant_upstream_keys,
 )
@@ -99,6 +101,27 @@ def test_what_is_wrong_with_upstreams(upstreams: Any, fault: str) -> None:
     (found,) = assistant_upstream_faults(upstreams, "hybrid")
     assert fault in found
     assert "sk-secret" not in found
+
+
+FILES = [
+    {"path": "/models/a.gguf", "size": 94 << 20},
+    {"path": "/models/b.gguf.part", "size": 5 << 20},
+    {"path": "/models/old.gguf", "size": 2 << 30},
+    {"path": "/models/gone.gguf.part", "size": 0},
+]
+
+
+def test_models_are_listed_and_what_is_none_of_them() -> None:
+    models = {**MODELS, "other": {**HERE, "file": "b.gguf"}}
+    rest = "is no variant's: -e assistant_models_prune=true takes it away"
+    assert assistant_model_list(models, FILES) == [
+        "default: a.gguf, 94 MiB, as its SHA-256 says",
+        "smart: gpt-example of example",
+        "other: b.gguf is not there",
+        f"gone.gguf.part, 0 MiB, {rest}",
+        f"old.gguf, 2048 MiB, {rest}",
+    ]
+    assert assistant_unnamed_files(models, FILES) == ["/models/gone.gguf", "/models/old.gguf"]
 
 
 def test_which_files_the_nas_needs() -> None:

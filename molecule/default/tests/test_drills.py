@@ -134,6 +134,35 @@ def test_corrupt_model_is_said_by_log_and_mended_by_the_playbook(
     assert ask(client).status_code == 200
 
 
+def test_models_are_verified_listed_and_taken_away(
+    host: Host, client: httpx.Client, playbook: Playbook
+) -> None:
+    assert "changed=0" in playbook("models").stdout
+    folder = str(Path(MODEL).parent)
+    # As a disk does it: the bytes change, and nobody has written to the file.
+    large = f"{folder}/gemma-3-270m-q4_k_m.gguf"
+    host.check_output(
+        f"cp --preserve=timestamps {large} /tmp/whole && cp /tmp/whole {folder}/old.gguf"
+        f" && dd if=/dev/zero of={large} bs=1 seek=50000000 count=4 conv=notrunc"
+        f" && touch --reference /tmp/whole {large}"
+    )
+    look = "docker inspect nas-assistant --format '{{.State.StartedAt}}'"
+    started = host.check_output(look)
+    done = playbook("models")
+    assert done.returncode == 0, done.stdout
+    assert host.run(f"cmp {large} /tmp/whole").rc == 0
+    said = " ".join(done.stdout.split())
+    assert "large: gemma-3-270m-q4_k_m.gguf, 242 MiB, as its SHA-256 says" in said
+    assert "old.gguf, 242 MiB, is no variant's" in said
+    assert host.file(f"{folder}/old.gguf").exists
+    assert playbook("models", assistant_models_prune=True).returncode == 0
+    assert not host.file(f"{folder}/old.gguf").exists
+    assert "changed=0" in playbook("models", assistant_models_prune=True).stdout
+    assert host.check_output(look) == started
+    assert ask(client).status_code == 200
+    host.check_output("rm /tmp/whole")
+
+
 def as_(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
