@@ -161,7 +161,7 @@ def assistant_model_list(
     named = _files(models)
     others = [name for name in sizes if name not in named]
     return lines + [
-        f"{name}, {sizes[name] / MIB:.0f} MiB, is no variant's: -e assistant_models_prune=true "
+        f"{name}, {_mib(sizes[name])} MiB, is no variant's: -e assistant_models_prune=true "
         "takes it away"
         for name in sorted(others)
     ]
@@ -172,7 +172,12 @@ def _line(name: str, model: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
         return f"{name}: {model.get('model', name)} of {model['upstream']}"
     if model["file"] not in sizes:
         return f"{name}: {model['file']} is not there"
-    return f"{name}: {model['file']}, {sizes[model['file']] / MIB:.0f} MiB, as its SHA-256 says"
+    return f"{name}: {model['file']}, {_mib(sizes[model['file']])} MiB, as its SHA-256 says"
+
+
+def _mib(size: int) -> int:
+    # Rounded up, as the service counts.
+    return -(-size // MIB)
 
 
 def assistant_unnamed_files(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -12,13 +13,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.nas.assistant.plugins.module_utils import _backup
 from copies import Nas, OffSite
 from shell import LABEL, sh
 from sshd import Sshd
 
 from lab import apt, disks, paths
 
+_CLONE_NEWNS = 0x00020000  # linux/sched.h
 SIZE = 256 << 20  # bytes of a disk; mkfs.btrfs takes nothing below 114 MiB
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_run() -> None:
+    """Make a worker a NAS of its own: locks and mount points of copies have fixed names below /run.
+
+    What is mounted in it goes with the worker.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ or os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "no mount namespace for this worker")
+    sh("mount", "--make-rprivate", "/")
+    Path(_backup.RUN).mkdir(exist_ok=True)
+    sh("mount", "-t", "tmpfs", "tmpfs", _backup.RUN)
 
 
 @pytest.fixture(scope="session")
