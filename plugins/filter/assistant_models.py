@@ -161,7 +161,7 @@ def assistant_model_list(
     named = _files(models)
     others = [name for name in sizes if name not in named]
     return lines + [
-        f"{name}, {_mib(sizes[name])} MiB, is no variant's: -e assistant_models_prune=true "
+        f"{name}, {_mib(sizes[name])} MiB, belongs to no variant: -e assistant_models_prune=true "
         "takes it away"
         for name in sorted(others)
     ]

@@ -113,7 +113,7 @@ FILES = [
 
 def test_models_are_listed_and_what_is_none_of_them() -> None:
     models = {**MODELS, "other": {**HERE, "file": "b.gguf"}}
-    rest = "is no variant's: -e assistant_models_prune=true takes it away"
+    rest = "belongs to no variant: -e assistant_models_prune=true takes it away"
     assert assistant_model_list(models, FILES) == [
         "default: a.gguf, 94 MiB, as its SHA-256 says",
         "smart: gpt-example of example",
