@@ -165,7 +165,9 @@ class ActionModule(ActionBase):
                 return None, reason
         for alias in names:
             attempt = Door(door.host, door.port, door.user, alias)
-            connection = connect(self, attempt, shared=True, timeout=timeout)
+            # Ansible keeps connections by host, port and user. One that is open there may be to
+            # another NAS; only a handshake of its own shows whether this one has the key.
+            connection = connect(self, attempt, shared=not alias, timeout=timeout)
             try:
                 probe = PLAIN_PROBE if door == present else PROBE
                 code, out, err = connection.exec_command(
