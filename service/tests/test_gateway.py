@@ -176,6 +176,12 @@ def test_chat_forwards_only_what_is_allowed(client: TestClient, engine: FakeEngi
     assert engine.active == 0
 
 
+def test_a_model_whose_name_is_no_text(client: TestClient) -> None:
+    body = json.dumps(HELLO | {"model": "\ud800"})
+    error = check_error(client.post(CHAT, content=body), 404, "model_not_found")
+    assert error["message"] == "The model '?' does not exist."
+
+
 def test_completion(client: TestClient, engine: FakeEngine) -> None:
     assert client.post("/v1/completions", json={"prompt": ["Once"], "echo": False}).is_success
     assert engine.requests == [("default", "/v1/completions", {"prompt": "Once"}, "owner")]

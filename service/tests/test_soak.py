@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -50,7 +51,9 @@ class Soak:
     async def post(self, body: bytes, headers: dict[str, str] | None = None) -> None:
         """Send a whole request and read its whole answer."""
         url = self.service.url + CHAT
-        async with self.session.post(url, data=body, headers=HEADERS | (headers or {})) as answer:
+        async with self.session.post(
+            url, data=io.BytesIO(body), headers=HEADERS | (headers or {})
+        ) as answer:
             self.note(str(answer.status), await answer.read())
 
     async def raw(self, parts: list[bytes], pause: float = 0.0) -> None:
@@ -194,6 +197,7 @@ def service(models: Path, tmp_path: Path) -> Iterator[Service]:
 
 
 def test_soak(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    service.wait(lambda: len(service.pids("-m gunicorn")) == 3)
     before = service.pids("nas_assistant")
     state, sizes = asyncio.run(soak(service))
     with capsys.disabled():

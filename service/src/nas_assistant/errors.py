@@ -45,7 +45,8 @@ class ApiError(Exception):
     def body(self) -> bytes:
         """The JSON body: ``{"error": {"message", "type", "param", "code"}}``."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
+        # A message may repeat what a client sent, such as half of a surrogate pair.
+        return json.dumps({"error": error}, ensure_ascii=False).encode(errors="replace")
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
