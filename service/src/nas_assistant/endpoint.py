@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -63,7 +63,7 @@ class _Exchange:
     scope: Scope
     receive: Receive
     send: Send
-    begun: bool = field(default=False)
+    begun: bool = False
 
 
 class Endpoint:
