@@ -35,6 +35,7 @@ class Upstreams:
         self._control = control
         self._breakers = {name: Breaker() for name in settings.upstreams}
         self._paused: dict[str, str] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
         now = int(time.time())
         self.models = {
             name: Model(name, each.kind, now, each.upstream)
@@ -105,10 +106,15 @@ class Upstreams:
         for model in self._of(upstream):
             self._desk.note_end(model.name)
         self._publish()
-        asyncio.get_running_loop().call_later(seconds, self._resume, upstream)
+        loop = asyncio.get_running_loop()
+        self._timers[upstream] = loop.call_later(seconds, self._resume, upstream)
 
     def _resume(self, upstream: str) -> None:
         self._paused.pop(upstream, None)
+        # Another key ends a pause early; the next pause must not end with the timer of this one.
+        timer = self._timers.pop(upstream, None)
+        if timer is not None:
+            timer.cancel()
         # First told, then opened: what is not offered has nobody waiting.
         self._publish()
         for model in self._of(upstream):
