@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from lab import ssh
+from lab import ssh, vm
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,6 +85,42 @@ def reboot(lab: Lab, patience: float) -> None:
         time.sleep(1)
         with contextlib.suppress(AssertionError):  # nobody answers while it boots
             booted = lab.on(host, look)
+
+
+def switch_off(lab: Lab, patience: float) -> None:
+    """Switch off a lab's only NAS, a virtual machine, as its power button does."""
+    lab.on(lab.hosts[0], "systemd-run --on-active=1 systemctl poweroff")
+    deadline = time.monotonic() + patience
+    while vm.running(lab.folder):
+        assert time.monotonic() < deadline, "it does not switch off"
+        time.sleep(1)
+
+
+def play(
+    lab: Lab, name: str, *arguments: str, **variables: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a playbook with extra variables, whatever comes of it."""
+    command = lab.command(*arguments, "--extra-vars", json.dumps(variables), playbook=name)
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "ANSIBLE_FORCE_COLOR": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def worked(run: subprocess.CompletedProcess[str]) -> str:
+    """What a run said that had to succeed."""
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-1000:]
+    return run.stdout
+
+
+def said(run: subprocess.CompletedProcess[str]) -> str:
+    """What a run said that had to be refused, in one line."""
+    assert run.returncode != 0, run.stdout[-3000:]
+    return " ".join(run.stdout.split())
 
 
 def run_lab(*arguments: str) -> None:

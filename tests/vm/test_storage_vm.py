@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""Storage that needs a kernel and a udev of its own: ZFS, and a mirror that boots with one disk."""
+"""ZFS, which needs a kernel of its own."""
 
 from __future__ import annotations
 
-import json
+import functools
 import os
 import subprocess
 import time
@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from site_lab import ROOT, Lab, make_inventory, read_lab, run_lab
-
-from lab import ssh, vm
+from site_lab import Lab, make_inventory, play, read_lab, run_lab, said, switch_off, worked
 
 NAME = f"zfs{os.getpid()}"
 DISKS = [f"/dev/vd{letter}" for letter in "bcdefg"]
@@ -42,21 +40,7 @@ def lab(inventory: Path) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def playbook(lab: Lab) -> Playbook:
     """Return a function that runs a playbook with extra variables."""
-
-    def run(name: str, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
-        extra = ["--extra-vars", json.dumps(variables)]
-        command = ["ansible-playbook", "-i", str(lab.inventory), f"nas.assistant.{name}"]
-        environ = {**os.environ, "ANSIBLE_FORCE_COLOR": "0"}
-        return subprocess.run(
-            [*command, *arguments, *extra],
-            cwd=ROOT,
-            env=environ,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
+    return functools.partial(play, lab)
 
 
 @pytest.fixture(scope="module")
@@ -87,31 +71,10 @@ def tank() -> Pool:
     }
 
 
-def boot(inventory: Path, disks: int = len(DISKS)) -> None:
-    words = ["--disks", str(disks), "--disk-size", "1G", "--zfs", "--inventory", str(inventory)]
+def boot(inventory: Path) -> None:
+    words = ["--disks", str(len(DISKS)), "--disk-size", "1G", "--zfs"]
+    words += ["--inventory", str(inventory)]
     run_lab("vm", "--name", NAME, *words)
-
-
-def reboot(lab: Lab, inventory: Path, disks: int = len(DISKS)) -> None:
-    """Switch it off as its power button does, and on."""
-    (host,) = lab.hosts
-    lab.on(host, "systemd-run --on-active=1 systemctl poweroff")
-    deadline = time.monotonic() + PATIENCE
-    while vm.running(lab.folder):
-        assert time.monotonic() < deadline, "it does not switch off"
-        time.sleep(1)
-    boot(inventory, disks)
-
-
-def worked(run: subprocess.CompletedProcess[str]) -> str:
-    assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-1000:]
-    return run.stdout
-
-
-def said(run: subprocess.CompletedProcess[str]) -> str:
-    """What a run said that was refused."""
-    assert run.returncode != 0, run.stdout[-3000:]
-    return " ".join(run.stdout.split())
 
 
 def test_zfs_is_refused_before_anything_changes(
@@ -247,45 +210,13 @@ def test_a_dataset_is_copied_and_comes_back(
     assert "in use" in said(playbook("backup", **{**wish, "backup_copies": same}))
 
 
-def test_a_mirror_of_btrfs_boots_with_one_disk(
-    lab: Lab, inventory: Path, playbook: Playbook, tank: Pool, on: Callable[[str], str]
+def test_datasets_are_there_after_a_reboot(
+    lab: Lab, inventory: Path, on: Callable[[str], str]
 ) -> None:
-    """With udev, which keeps a filesystem back until all of its devices are there."""
-    vault = {
-        "name": "vault",
-        "devices": [DISKS[4], DISKS[5]],
-        "format": True,
-        "volumes": [{"name": "letters", "path": "/srv/letters"}],
-    }
-    on(f"umount -q {DISKS[4]} || true; wipefs -qa {DISKS[4]}")
-    on(f"dd if=/dev/zero of={DISKS[4]} bs=1M count=4 conv=fsync")
-    worked(playbook("storage", storage_pools=[tank, vault]))
-    on("echo whole > /srv/letters/one; sync")
-    reboot(lab, inventory, len(DISKS) - 1)
+    """Before what needs them begins."""
+    switch_off(lab, PATIENCE)
+    boot(inventory)
     assert on("findmnt -no SOURCE /srv/tank/documents; findmnt -no SOURCE /srv/media") == (
         "tank/documents\ntank/media"
     )
     assert on("systemctl is-active cron.service") == "active"
-    assert on("findmnt /srv/letters || echo none") == "none"
-    message = said(playbook("storage", storage_pools=[tank, vault]))
-    assert "vault on nas1 lacks a device and is not mounted" in message
-    alone = {**vault, "options": ["noatime", "degraded"]}
-    worked(playbook("storage", storage_pools=[tank, alone]))
-    assert on("cat /srv/letters/one") == "whole"
-    reboot(lab, inventory, len(DISKS) - 1)
-    assert on("cat /srv/letters/one") == "whole"
-    on("echo alone > /srv/letters/two; sync")
-    # Another disk in its place.
-    disk = vm.Vm(NAME, lab.hosts[0]["ssh_host"]).folder / f"disk{len(DISKS)}.img"
-    disk.unlink()
-    reboot(lab, inventory)
-    worked(playbook("storage", storage_pools=[tank, alone], storage_wait_seconds=PATIENCE))
-    worked(playbook("storage", storage_pools=[tank, vault], storage_wait_seconds=PATIENCE))
-    shown = on("btrfs --format json filesystem df /srv/vault")
-    groups = [
-        each for each in json.loads(shown)["filesystem-df"] if each["bg-type"] != "GlobalReserve"
-    ]
-    assert {each["bg-profile"] for each in groups} == {"RAID1"}, shown
-    assert on("btrfs filesystem show /srv/vault | grep -c devid") == "2"
-    assert on("cat /srv/letters/one /srv/letters/two") == "whole\nalone"
-    assert ssh.answers(lab.folder, lab.hosts[0]["ssh_host"])
