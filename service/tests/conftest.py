@@ -21,6 +21,7 @@ from .website import Server, Visits
 CHAT_MODEL = "smollm2-135m-instruct-q4_1.gguf"
 BASE_MODEL = "gemma-3-270m-q4_k_m.gguf"
 EMBEDDING_MODEL = "minilm-l6-v2-f16.gguf"
+RERANK_MODEL = "minilm-l6-v2-ranker-f16.gguf"
 SECRET = "sk-test-secret"
 USER_SECRET = "sk-test-user"
 
@@ -57,7 +58,7 @@ def models() -> Path:
     folder = os.environ.get("NAS_ASSISTANT_MODELS")
     if not folder:
         pytest.skip("NAS_ASSISTANT_MODELS does not name a folder with the test models")
-    wanted = (CHAT_MODEL, BASE_MODEL, EMBEDDING_MODEL)
+    wanted = (CHAT_MODEL, BASE_MODEL, EMBEDDING_MODEL, RERANK_MODEL)
     missing = [name for name in wanted if not (Path(folder) / name).exists()]
     if missing:
         pytest.skip(f"{folder} lacks {', '.join(missing)}")
@@ -79,7 +80,13 @@ def gguf_string(text: str) -> bytes:
 
 
 def gguf_file(
-    *, template: str | None = None, context: int = 4096, vocabulary: int = 8, data: int = 64
+    *,
+    template: str | None = None,
+    context: int = 4096,
+    vocabulary: int = 8,
+    data: int = 64,
+    pooling: int = 0,
+    causal: bool = True,
 ) -> bytes:
     """A whole GGUF file of one layer: metadata, one float tensor of 16 values, its data."""
     entries = [
@@ -92,8 +99,10 @@ def gguf_file(
                 "embedding_length": 64,
                 "attention.head_count": 4,
                 "attention.head_count_kv": 2,
+                "pooling_type": pooling,
             }.items()
         ),
+        gguf_string("llama.attention.causal") + struct.pack("<I?", 7, causal),
         gguf_string("tokenizer.ggml.tokens")
         + struct.pack("<IIQ", 9, 8, vocabulary)
         + b"".join(gguf_string(f"t{number}") for number in range(vocabulary)),

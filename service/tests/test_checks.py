@@ -53,6 +53,31 @@ def test_chat_needs_a_template(
 
 
 @pytest.mark.parametrize(
+    ("pooling", "causal", "kind", "kept"),
+    [
+        (1, False, Kind.EMBEDDING, False),
+        (3, True, Kind.EMBEDDING, True),
+        (4, False, Kind.RERANK, False),
+        (4, True, Kind.RERANK, True),
+    ],
+)
+def test_what_becomes_of_its_vectors_says_what_a_model_is_for(
+    models_dir: Path,
+    load: Callable[..., Settings],
+    pooling: int,
+    causal: bool,
+    kind: Kind,
+    kept: bool,
+) -> None:
+    data = gguf_file(template="{{ x }}", pooling=pooling, causal=causal)
+    (models_dir / "tiny.gguf").write_bytes(data)
+    (checked,) = check_start(load(data), models_dir, "source").models.values()
+    assert checked.model.kind is kind
+    assert (checked.need.kv_cache > 0) is kept
+    assert checked.need.prompt_cache == 0
+
+
+@pytest.mark.parametrize(
     ("data", "extra", "message"),
     [
         (b"<html>404</html>", "", "not a usable GGUF file: it does not begin with GGUF. Fetch it"),

@@ -187,23 +187,28 @@ def test_completion(client: TestClient, engine: FakeEngine) -> None:
     assert engine.requests == [("default", "/v1/completions", {"prompt": "Once"}, "owner")]
 
 
-EMBEDDER = Model("vectors", Kind.EMBEDDING, 1)
+OTHERS = {
+    "vectors": Model("vectors", Kind.EMBEDDING, 1),
+    "ranker": Model("ranker", Kind.RERANK, 1),
+    "writer": Model("writer", Kind.TEXT, 1),
+}
 VECTORS = "/v1/embeddings"
+RANKING = "/v1/rerank"
 
 
 @pytest.fixture
-def embedder(write_config: Callable[[str], Path]) -> Iterator[tuple[TestClient, FakeEngine]]:
-    """A service with two models, one of which makes vectors."""
+def all_kinds(write_config: Callable[[str], Path]) -> Iterator[tuple[TestClient, FakeEngine]]:
+    """A service with a model of each kind."""
     engine = FakeEngine(b'{"data":[],"usage":{"prompt_tokens":5,"total_tokens":5}}')
-    engine.state = EngineState(True, "", {**engine.state.models, "vectors": EMBEDDER})
-    text = minimal_config() + LARGE.replace("large", "vectors")
+    engine.state = EngineState(True, "", {**engine.state.models, **OTHERS})
+    text = minimal_config() + "".join(LARGE.replace("large", name) for name in OTHERS)
     settings = Settings.load(write_config(text), {})
     with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
         yield client, engine
 
 
-def test_embeddings(embedder: tuple[TestClient, FakeEngine]) -> None:
-    client, engine = embedder
+def test_embeddings(all_kinds: tuple[TestClient, FakeEngine]) -> None:
+    client, engine = all_kinds
     request = {"input": "a cat", "encoding_format": "base64", "user": "me"}
     # Without a name, the model that can.
     assert client.post(VECTORS, json=request).is_success
@@ -218,21 +223,47 @@ def test_embeddings(embedder: tuple[TestClient, FakeEngine]) -> None:
     )
 
 
-def test_models_are_asked_for_what_they_are_for(embedder: tuple[TestClient, FakeEngine]) -> None:
-    client, engine = embedder
-    for path, body in (
-        (CHAT, HELLO | {"model": "vectors"}),
-        ("/v1/completions", {"prompt": "x", "model": "vectors"}),
-    ):
-        error = check_error(client.post(path, json=body), 400, "model_not_text")
-        assert "/v1/embeddings" in error["message"]
-    body = {"input": "x", "model": "default"}
-    check_error(client.post(VECTORS, json=body), 400, "model_not_embedding")
+def test_rerank(all_kinds: tuple[TestClient, FakeEngine]) -> None:
+    client, engine = all_kinds
+    request = {"query": "a cat?", "documents": ["yes", {"text": "no"}], "top_n": 1}
+    more = {"return_documents": False, "rank_fields": ["text"]}
+    assert client.post(RANKING, json=request | more).is_success
+    sent = {"query": "a cat?", "documents": ["yes", "no"], "top_n": 1}
+    assert engine.requests == [("ranker", RANKING, sent, "owner")]
+    assert engine.outcomes[0].prompt_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "body", "code", "remedy"),
+    [
+        ("vectors", CHAT, HELLO, "model_not_text", "/v1/embeddings"),
+        ("ranker", CHAT, HELLO, "model_not_text", "/v1/rerank"),
+        ("writer", CHAT, HELLO, "model_not_chat", "/v1/completions"),
+        ("vectors", "/v1/completions", {"prompt": "x"}, "model_not_text", "/v1/embeddings"),
+        ("default", VECTORS, {"input": "x"}, "model_not_embedding", "an embedding model"),
+        ("ranker", VECTORS, {"input": "x"}, "model_not_embedding", "an embedding model"),
+        ("default", RANKING, {"query": "x", "documents": ["y"]}, "model_not_rerank", "a rerank"),
+        ("vectors", RANKING, {"query": "x", "documents": ["y"]}, "model_not_rerank", "a rerank"),
+    ],
+)
+def test_models_are_asked_for_what_they_are_for(
+    all_kinds: tuple[TestClient, FakeEngine],
+    model: str,
+    path: str,
+    body: dict[str, Any],
+    code: str,
+    remedy: str,
+) -> None:
+    client, engine = all_kinds
+    error = check_error(client.post(path, json=body | {"model": model}), 400, code)
+    assert remedy in error["message"]
     assert not engine.requests
 
 
-def test_without_an_embedding_model_there_are_none(client: TestClient) -> None:
+def test_without_a_model_for_it_there_is_none(client: TestClient) -> None:
     check_error(client.post(VECTORS, json={"input": "x"}), 400, "model_not_embedding")
+    body = {"query": "x", "documents": ["y"]}
+    check_error(client.post(RANKING, json=body), 400, "model_not_rerank")
 
 
 @pytest.mark.parametrize(
@@ -251,10 +282,34 @@ def test_without_an_embedding_model_there_are_none(client: TestClient) -> None:
     ],
 )
 def test_bad_embedding_requests(
-    embedder: tuple[TestClient, FakeEngine], request_: dict[str, Any], param: str
+    all_kinds: tuple[TestClient, FakeEngine], request_: dict[str, Any], param: str
 ) -> None:
-    client, engine = embedder
+    client, engine = all_kinds
     error = check_error(client.post(VECTORS, json=request_), 400, "invalid_value")
+    assert error["param"] == param
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"query": None}, "query"),
+        ({"query": ""}, "query"),
+        ({"query": ["x"]}, "query"),
+        ({"documents": "y"}, "documents"),
+        ({"documents": []}, "documents"),
+        ({"documents": ["y", {"title": "z"}]}, "documents"),
+        ({"documents": ["y"] * 257}, "documents"),
+        ({"top_n": 0}, "top_n"),
+        ({"return_documents": True}, "return_documents"),
+    ],
+)
+def test_bad_rerank_requests(
+    all_kinds: tuple[TestClient, FakeEngine], change: dict[str, Any], param: str
+) -> None:
+    client, engine = all_kinds
+    body = {"query": "x", "documents": ["y"]} | change
+    error = check_error(client.post(RANKING, json=body), 400, "invalid_value")
     assert error["param"] == param
     assert not engine.requests
 

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from nas_assistant.fields import CHAT, COMPLETION, EMBEDDING
+from nas_assistant.fields import CHAT, COMPLETION, EMBEDDING, RERANK
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing
 from nas_assistant.openapi import describe
@@ -54,7 +54,12 @@ def test_all_references_lead_somewhere() -> None:
 
 @pytest.mark.parametrize(
     ("path", "fields"),
-    [(CHAT_PATH, CHAT), ("/v1/completions", COMPLETION), ("/v1/embeddings", EMBEDDING)],
+    [
+        (CHAT_PATH, CHAT),
+        ("/v1/completions", COMPLETION),
+        ("/v1/embeddings", EMBEDDING),
+        ("/v1/rerank", RERANK),
+    ],
 )
 def test_fields_are_those_that_are_taken(path: str, fields: dict[str, Any]) -> None:
     body = describe()["paths"][path]["post"]["requestBody"]["content"]["application/json"]

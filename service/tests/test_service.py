@@ -19,7 +19,7 @@ import httpx
 import openai
 import pytest
 
-from .conftest import BASE_MODEL, CHAT_MODEL, EMBEDDING_MODEL, SECRET
+from .conftest import BASE_MODEL, CHAT_MODEL, EMBEDDING_MODEL, RERANK_MODEL, SECRET
 from .service_process import Service, digest
 
 AUTH = {"Authorization": f"Bearer {SECRET}"}
@@ -328,9 +328,7 @@ def dot(one: list[float], other: list[float]) -> float:
 
 
 def test_texts_become_vectors(own_service: Service) -> None:
-    lines = ["", "[model:vectors]", f"file = {EMBEDDING_MODEL}", "context = 512"]
-    lines += [f"sha256 = {digest(own_service.models / EMBEDDING_MODEL)}"]
-    own_service.config.write_text(own_service.config.read_text("utf-8") + "\n".join(lines), "utf-8")
+    add_model(own_service, "vectors", EMBEDDING_MODEL)
     own_service.start()
     texts = [
         "The cat sleeps on the sofa.",
@@ -350,8 +348,43 @@ def test_texts_become_vectors(own_service: Service) -> None:
         with pytest.raises(openai.BadRequestError) as too_long:
             client.embeddings.create(model="vectors", input="word " * 900)
         assert too_long.value.code == "context_length_exceeded"
-        with pytest.raises(openai.BadRequestError, match="turns texts into vectors"):
+        with pytest.raises(openai.BadRequestError, match="ask it at /v1/embeddings"):
             client.chat.completions.create(model="vectors", messages=MESSAGES)
+
+
+def add_model(service: Service, name: str, file: str) -> None:
+    with service.config.open("a", encoding="utf-8") as config:
+        config.write(f"\n[model:{name}]\nfile = {file}\ncontext = 512\n")
+        config.write(f"sha256 = {digest(service.models / file)}\n")
+
+
+def test_texts_are_ranked(own_service: Service) -> None:
+    """The model's scores mean nothing: here it counts that each goes with its text."""
+    add_model(own_service, "ranker", RERANK_MODEL)
+    own_service.start()
+    texts = ["Cats sleep a lot.", "Markets fell.", "It rains in Bergen, and has for a long time."]
+
+    def ask(documents: list[str], **more: object) -> httpx.Response:
+        body = {"query": "Do cats sleep?", "documents": documents, **more}
+        return httpx.post(f"{own_service.url}/v1/rerank", json=body, headers=AUTH)
+
+    def ranked(documents: list[str], **more: object) -> dict[str, float]:
+        answer = ask(documents, **more).raise_for_status().json()
+        results = answer["results"]
+        scores = [each["relevance_score"] for each in results]
+        assert scores == sorted(scores, reverse=True)
+        assert answer["usage"]["prompt_tokens"] > 10
+        assert answer["usage"]["served_by"] == "local"
+        return {documents[each["index"]]: each["relevance_score"] for each in results}
+
+    scores = ranked(texts)
+    assert len(set(scores.values())) == len(texts)
+    assert ranked(texts[::-1]) == pytest.approx(scores, abs=1e-3)
+    best = max(scores, key=lambda text: scores[text])
+    assert list(ranked(texts, top_n=1)) == [best]
+    error = ask(["word " * 900])
+    assert error.status_code == 400
+    assert error.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_base_model_completes_but_does_not_chat(own_service: Service) -> None:

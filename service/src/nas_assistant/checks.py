@@ -14,7 +14,7 @@ from pathlib import Path
 from nas_assistant.cgroup import available_memory, usable_threads
 from nas_assistant.cpu import missing_for_wheel
 from nas_assistant.engine import Kind, Model
-from nas_assistant.gguf import GgufError, read_head
+from nas_assistant.gguf import RANK, GgufError, read_head
 from nas_assistant.logs import log
 from nas_assistant.memory import MIB, MemoryNeed, gateway_need, in_mib, memory_need
 from nas_assistant.settings import ModelSettings, Settings
@@ -116,8 +116,8 @@ def check_model(settings: Settings, model: ModelSettings, models_dir: Path) -> C
         ) from error
     _check_context(model, trained)
     kind = Kind.CHAT if model.chat_template or head.chat_template else Kind.TEXT
-    if head.embeds:
-        kind = Kind.EMBEDDING
+    if head.pooling:
+        kind = Kind.RERANK if head.pooling == RANK else Kind.EMBEDDING
     return CheckedModel(
         settings=model,
         path=path,

@@ -37,6 +37,8 @@ from nas_assistant.streams import rewrite, say_who, without_usage
 MAX_BODY = 4 << 20
 _BODY_SECONDS = 60
 _LONGEST_EVENT = 4 << 20
+# Where models that write no text answer.
+_ASKED_AT = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANK: "/v1/rerank"}
 _STREAM_HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache",
@@ -115,15 +117,14 @@ class Endpoint:
                 raise first.error from second
 
     def _default(self) -> str:
-        """The model that answers when a request names none: the chosen one; for vectors, the first
-        that makes them.
+        """The model that answers when a request names none: the chosen one, which writes; for what
+        needs another kind, the first of it.
         """
-        embedders = (
-            model.name
-            for model in self._engine.state.models.values()
-            if model.kind is Kind.EMBEDDING and Kind.EMBEDDING in self._kinds
-        )
-        return next(embedders, self._settings.variant)
+        if Kind.TEXT not in self._kinds and Kind.CHAT not in self._kinds:
+            for model in self._engine.state.models.values():
+                if model.kind in self._kinds:
+                    return model.name
+        return self._settings.variant
 
     def _fallback(self, name: str, key: ApiKey) -> str | None:
         """The cloud model that may answer in the place of another one, with this key."""
@@ -311,16 +312,19 @@ def _not_allowed(message: str) -> ApiError:
 
 def _other_kind(model: Model, path: str) -> ApiError:
     """What to say to who asks a model for what it is not for."""
-    if model.kind is Kind.EMBEDDING:
-        code = "model_not_text"
-        message = "turns texts into vectors: ask it at /v1/embeddings"
-    elif path == "/v1/embeddings":
+    if path == "/v1/embeddings":
         code = "model_not_embedding"
-        message = "writes text; vectors come from an embedding model, which the configuration names"
-    else:
+        message = "makes no vectors: these come from an embedding model"
+    elif path == "/v1/rerank":
+        code = "model_not_rerank"
+        message = "does not rank: that takes a reranking model"
+    elif model.kind is Kind.TEXT:
         code = "model_not_chat"
         message = (
             "has no chat template, so it cannot chat: use /v1/completions, another model, or set "
             "chat_template for it in the configuration"
         )
+    else:
+        code = "model_not_text"
+        message = f"writes no text: ask it at {_ASKED_AT[model.kind]}"
     return bad_request(f"The model '{model.name}' {message}.", "model", code)

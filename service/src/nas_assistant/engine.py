@@ -14,13 +14,14 @@ from nas_assistant.errors import ApiError
 
 
 class Kind(StrEnum):
-    """What a model is for: to chat (it has a template for that), to go on with a text, or to turn
-    texts into vectors.
+    """What a model is for: to chat (it has a template for that), to go on with a text, to turn
+    texts into vectors, or to rank them by what they say to a question.
     """
 
     CHAT = "chat"
     TEXT = "text"
     EMBEDDING = "embedding"
+    RERANK = "rerank"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,12 @@ _FIRST: Mapping[Kind, tuple[str, dict[str, object]]] = {
     ),
     Kind.TEXT: ("/v1/completions", {"prompt": "Hello", "max_tokens": 4}),
     Kind.EMBEDDING: ("/v1/embeddings", {"input": "Hello"}),
+    Kind.RERANK: ("/v1/rerank", {"query": "Hello", "documents": ["Hello"]}),
 }
+
+# Kinds whose texts are read all at once, since each token looks at all others; what llama.cpp calls
+# it.
+_READS_AT_ONCE = {Kind.EMBEDDING: "--embeddings", Kind.RERANK: "--reranking"}
 
 
 class EngineFailed(Exception):
@@ -191,7 +196,7 @@ class EngineProcess:
             else [SOURCE_SERVER, "--no-ui", "--no-slots", "--metrics", "--fit", "off", "--offline"]
         )
         settings, model = self._settings, self._model
-        embeds = model.model.kind is Kind.EMBEDDING
+        reads_at_once = _READS_AT_ONCE.get(model.model.kind, "")
         options: dict[str, object] = {
             "--model": model.path,
             "--alias": model.settings.name,
@@ -200,18 +205,17 @@ class EngineProcess:
             "--ctx-size": model.settings.context * settings.slots,
             "--parallel": settings.slots,
             # Of a long prompt, so many tokens at once; in between the others get their next ones.
-            "--batch-size": model.settings.context if embeds else 512,
+            "--batch-size": model.settings.context if reads_at_once else 512,
             "--threads": model.threads,
             # One for each slot, and some for health and for connections that are just ending.
             "--threads-http": settings.slots + 4,
-            "--cache-ram": 0 if embeds else settings.cache_mib,
+            "--cache-ram": 0 if reads_at_once else settings.cache_mib,
             "--cache-type-k": model.settings.kv_cache,
             "--cache-type-v": model.settings.kv_cache,
             "--verbosity": 3 if settings.log_level == "debug" else 1,
         }
-        if embeds:
-            program.append("--embeddings")
-            # All of a text at once: each of its tokens looks at all others.
+        if reads_at_once:
+            program.append(reads_at_once)
             options["--ubatch-size"] = model.settings.context
         template = model.settings.chat_template
         if template:

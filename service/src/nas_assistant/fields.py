@@ -15,6 +15,9 @@ from typing import Any
 
 from nas_assistant.structured import check_response_format, check_tool_choice, check_tools
 
+# In one request, to become vectors or to be ranked.
+MOST_TEXTS = 256
+
 Check = Callable[[Any], str | None]
 Schema = Mapping[str, Any]
 
@@ -197,3 +200,6 @@ EMBEDDING: Mapping[str, Field] = {
     "encoding_format": one_of("float", "base64"),
     "dimensions": refused("is not supported: vectors have the length that the model gives them"),
 }
+RERANK: Mapping[str, Field] = {"top_n": integer(1, MOST_TEXTS)}
+# Accepted while they ask for nothing.
+RERANK_NEUTRAL: Mapping[str, Field] = {"return_documents": only(False)}

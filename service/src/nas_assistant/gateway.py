@@ -17,7 +17,7 @@ from starlette.routing import Route
 from nas_assistant.endpoint import Endpoint, find, may_ask
 from nas_assistant.engine import Engine, EngineUnavailable, Kind, Model
 from nas_assistant.errors import ApiError, unavailable
-from nas_assistant.generation import parse_chat, parse_completion, parse_embedding
+from nas_assistant.generation import parse_chat, parse_completion, parse_embedding, parse_rerank
 from nas_assistant.keys import ApiKey, KeyRing
 from nas_assistant.metrics import CONTENT_TYPE
 from nas_assistant.middleware import KEY, ApiKeyGuard, RequestLog, error_response
@@ -74,6 +74,7 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
         "/v1/completions", parse_completion, {Kind.CHAT, Kind.TEXT}, settings, engine
     )
     embedding = Endpoint("/v1/embeddings", parse_embedding, {Kind.EMBEDDING}, settings, engine)
+    rerank = Endpoint("/v1/rerank", parse_rerank, {Kind.RERANK}, settings, engine)
     app = Starlette(
         routes=[
             Route("/healthz", healthz),
@@ -86,6 +87,7 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
             Route(chat.path, chat, methods=["POST"]),
             Route(completion.path, completion, methods=["POST"]),
             Route(embedding.path, embedding, methods=["POST"]),
+            Route(rerank.path, rerank, methods=["POST"]),
             *page_routes(),
         ],
         middleware=[

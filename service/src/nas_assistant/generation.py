@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from nas_assistant.errors import ApiError, bad_request
 from nas_assistant.fields import (
@@ -19,12 +19,14 @@ from nas_assistant.fields import (
     COMPLETION_NEUTRAL,
     EMBEDDING,
     ENGINE_ONLY,
+    MOST_TEXTS,
+    RERANK,
+    RERANK_NEUTRAL,
     Field,
 )
 from nas_assistant.structured import check_choice_among
 
 _MAX_DEPTH = 32
-MOST_TEXTS = 256
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -91,16 +93,40 @@ def parse_embedding(raw: bytes) -> Generation:
             "(LangChain: check_embedding_ctx_length=False).",
             "input",
         )
-    if (
-        not isinstance(texts, list)
-        or not 1 <= len(texts) <= MOST_TEXTS
-        or not all(isinstance(text, str) and text for text in texts)
-    ):
+    if not _are_texts(texts):
         raise bad_request(
             f"'input' must be a text, or a list of 1 to {MOST_TEXTS} texts, none empty.", "input"
         )
     generation = _generation(fields, EMBEDDING, {"input": texts})
     return replace(generation, texts=len(texts))
+
+
+def parse_rerank(raw: bytes) -> Generation:
+    """Read the body of a request for a ranking. Raises ApiError (400)."""
+    fields = _decode(raw)
+    query, documents = fields.get("query"), fields.get("documents")
+    if not isinstance(query, str) or not query:
+        raise bad_request("'query' must be a text, not an empty one.", "query")
+    if isinstance(documents, list):
+        # As Cohere's clients may send them.
+        documents = [each.get("text") if isinstance(each, dict) else each for each in documents]
+    if not _are_texts(documents):
+        raise bad_request(
+            f"'documents' must be a list of 1 to {MOST_TEXTS} texts, none empty.", "documents"
+        )
+    for name, neutral in RERANK_NEUTRAL.items():
+        if fields.get(name) is not None:
+            _check(fields, name, neutral)
+    generation = _generation(fields, RERANK, {"query": query, "documents": documents})
+    return replace(generation, texts=len(documents))
+
+
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= MOST_TEXTS
+        and all(isinstance(text, str) and text for text in value)
+    )
 
 
 def _generation(

@@ -17,6 +17,8 @@ from typing import BinaryIO
 Scalar = int | float | bool | str
 Value = Scalar | tuple[Scalar, ...]
 
+RANK = 4  # a pooling of which one number comes, see llama.h
+
 _MAX_ENTRIES = 1 << 16
 _MAX_STRING = 1 << 24
 # The largest vocabularies have some 300 000 entries, each in one array of metadata.
@@ -83,9 +85,15 @@ class GgufHead:
         return value if isinstance(value, str) else ""
 
     @property
-    def embeds(self) -> bool:
-        """Whether it turns texts into vectors: it says how those of its tokens become one."""
-        return bool(self.metadata.get(f"{self.architecture}.pooling_type"))
+    def pooling(self) -> int:
+        """llama.cpp's number for how a text's vectors become one; 0 for a model that writes."""
+        value = self.metadata.get(f"{self.architecture}.pooling_type", 0)
+        return value if isinstance(value, int) else 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps what it read, to read on: not where each word looks at all others."""
+        return self.metadata.get(f"{self.architecture}.attention.causal") is not False
 
     def per_layer(self, key: str, layers: int, default: int) -> tuple[int, ...]:
         """The model parameter ``key`` as one whole number a layer. Raises GgufError when it is

@@ -85,9 +85,8 @@ def memory_need(
     per_token = sum(per_layer) * (key + value) * _BYTES_PER_VALUE[model.kv_cache]
     return MemoryNeed(
         weights=file_size,
-        # A text that becomes a vector is read once, and nothing of it is kept.
-        kv_cache=0 if head.embeds else math.ceil(per_token * model.context * settings.slots),
-        prompt_cache=0 if head.embeds else settings.cache_mib * MIB,
+        kv_cache=math.ceil(per_token * model.context * settings.slots) if head.keeps else 0,
+        prompt_cache=0 if head.pooling else settings.cache_mib * MIB,
         requests=model.longest_body * settings.slots * _PER_BYTE_OF_TEXT,
         engine=_ENGINE_OVERHEAD,
         gateway=gateway_need(settings),

@@ -8,11 +8,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from nas_assistant import __version__
-from nas_assistant.fields import CHAT, COMMON, COMPLETION, COMPLETION_NEUTRAL, EMBEDDING, Field
-from nas_assistant.generation import MOST_TEXTS, ROLES
+from nas_assistant.engine import Kind
+from nas_assistant.fields import (
+    CHAT,
+    COMMON,
+    COMPLETION,
+    COMPLETION_NEUTRAL,
+    EMBEDDING,
+    MOST_TEXTS,
+    RERANK,
+    RERANK_NEUTRAL,
+    Field,
+)
+from nas_assistant.generation import ROLES
 
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
+_SOME_TEXT: Json = {"type": "string", "minLength": 1}
 _WHOLE: Json = {"type": "integer", "minimum": 0}
 _EVENTS = "Server-sent events: pieces of the answer as JSON in data, at the end [DONE]"
 # Of each error, when it comes.
@@ -70,6 +82,10 @@ def describe() -> Json:
                 "How a text goes on, whole or as a stream", _completion(), "TextAnswer"
             ),
             "/v1/embeddings": _post("Texts as vectors", _embedding(), "Vectors", stream=False),
+            "/v1/rerank": _post(
+                "Texts by what they say to a question, the best first", _rerank(), "Ranking",
+                stream=False,
+            ),
         },
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
@@ -94,13 +110,18 @@ def _schemas() -> Json:
             object={"const": "model"},
             created=_WHOLE,
             owned_by=_TEXT,
-            kind={"enum": ["chat", "text", "embedding"]},
+            kind={"enum": list(Kind)},
             served_by=_TEXT,
         ),
         "ChatAnswer": _object(choices=_list(_object(message=message, **ended)), **answer),
         "TextAnswer": _object(choices=_list(_object(text=_TEXT, **ended)), **answer),
         "Vectors": _object(
             data=_list(_object(embedding=vector, index=_WHOLE)), model=_TEXT, usage=usage
+        ),
+        "Ranking": _object(
+            results=_list(_object(index=_WHOLE, relevance_score={"type": "number"})),
+            model=_TEXT,
+            usage=usage,
         ),
     }
 
@@ -120,9 +141,18 @@ def _completion() -> Json:
 
 
 def _embedding() -> Json:
-    text = {"type": "string", "minLength": 1}
-    texts = {"type": "array", "items": text, "minItems": 1, "maxItems": MOST_TEXTS}
-    return _request({"input": {"anyOf": [text, texts]}}, EMBEDDING)
+    return _request({"input": {"anyOf": [_SOME_TEXT, _texts(_SOME_TEXT)]}}, EMBEDDING)
+
+
+def _rerank() -> Json:
+    document = {"anyOf": [_SOME_TEXT, _object(text=_SOME_TEXT)]}
+    return _request(
+        {"query": _SOME_TEXT, "documents": _texts(document)}, {**RERANK, **RERANK_NEUTRAL}
+    )
+
+
+def _texts(items: Json) -> Json:
+    return {"type": "array", "items": items, "minItems": 1, "maxItems": MOST_TEXTS}
 
 
 def _request(required: Json, fields: Mapping[str, Field]) -> Json:

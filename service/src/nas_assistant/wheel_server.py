@@ -42,6 +42,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--chat-template", default="")
     parser.add_argument("--no-jinja", action="store_true")
     parser.add_argument("--embeddings", action="store_true")
+    parser.add_argument("--reranking", action="store_true")
     parser.add_argument("--ubatch-size", type=int, default=0)
     for name in ("--cache-type-k", "--cache-type-v"):
         parser.add_argument(name, required=True, choices=_CACHE_TYPES)
@@ -69,7 +70,9 @@ def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.n_ctx = options.ctx_size
     parameters.n_parallel = options.parallel
     parameters.n_batch = options.batch_size
-    parameters.embedding = options.embeddings
+    parameters.embedding = options.embeddings or options.reranking
+    if options.reranking:
+        parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
     if options.ubatch_size:
         parameters.n_ubatch = options.ubatch_size
     parameters.cpuparams.n_threads = options.threads
