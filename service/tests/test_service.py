@@ -319,7 +319,8 @@ def test_a_model_is_loaded_for_the_first_who_asks(own_service: Service) -> None:
         assert client.completions.create(model="default", **asked).choices  # type: ignore[call-overload]
         with pytest.raises(openai.InternalServerError, match="has SHA-256"):
             client.completions.create(model="damaged", **asked)  # type: ignore[call-overload]
-        assert "damaged" not in [model.id for model in client.models.list()]
+        # Another worker may hear of it a moment later.
+        own_service.wait(lambda: "damaged" not in [each.id for each in client.models.list()], 5)
     assert own_service.status("/readyz") == 200
 
 
