@@ -18,6 +18,8 @@ from nas_assistant.engine import Kind
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing
 from nas_assistant.memory import MemoryNeed
+from nas_assistant.openapi import describe
+from nas_assistant.reference import reference
 from nas_assistant.settings import Settings
 
 from .conftest import api_key, minimal_config
@@ -28,6 +30,7 @@ FILES = sorted(WEB.iterdir())
 TEXTS = {file.name: file.read_text(encoding="utf-8") for file in FILES}
 SOURCE = "\n".join(TEXTS.values())
 PAGES = {"admin.html": "/admin", "chat.html": "/"}
+API_PAGE = reference(describe())
 
 
 @pytest.fixture
@@ -100,7 +103,7 @@ def test_an_unchanged_file_is_not_sent_again(client: TestClient) -> None:
     assert client.get("/assets/chat.js").headers["etag"] != etag
 
 
-@pytest.mark.parametrize("address", PAGES.values())
+@pytest.mark.parametrize("address", [*PAGES.values(), "/api"])
 def test_headers(client: TestClient, address: str) -> None:
     headers = client.get(address).headers
     policy = dict(part.split(" ", 1) for part in headers["content-security-policy"].split("; "))
@@ -123,8 +126,38 @@ def test_the_package_contains_the_files() -> None:
 
 
 def test_all_files_are_used() -> None:
-    linked = {name for page in PAGES for name in re.findall(r"/assets/([\w.-]+)", TEXTS[page])}
+    pages = [API_PAGE, *(TEXTS[page] for page in PAGES)]
+    linked = {name for page in pages for name in re.findall(r"/assets/([\w.-]+)", page)}
     assert linked == TEXTS.keys() - PAGES.keys()
+
+
+def test_the_page_about_the_api(client: TestClient) -> None:
+    response = client.get("/api")
+    assert (response.status_code, response.text) == (200, API_PAGE)
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    description = describe()
+    for path in description["paths"]:
+        assert f"<code>{path}</code>" in API_PAGE
+    for method, path in (("POST", "/v1/rerank"), ("GET", "/v1/models/{id}")):
+        assert f"<h2><code>{method} {path}</code></h2>" in API_PAGE
+    rows = re.findall(r"<th scope=row><code>(\w+)</code>(.*?)</th><td>(.*?)</td>", API_PAGE)
+    assert ("temperature", "", "number from 0 to 2 or null") in rows
+    assert ("query", " (required)", "text, not empty") in rows
+    links = set(re.findall(r'href="#([\w.-]+)"', API_PAGE))
+    assert links == set(re.findall(r'\bid="([\w.-]+)"', API_PAGE))
+    assert not re.search(r"<script|<style|\sstyle=|\son\w+=", API_PAGE)
+
+
+def test_a_description_cannot_be_markup() -> None:
+    description = describe()
+    description["info"]["summary"] = "<b>&"
+    get = description["paths"]["/healthz"]["get"]
+    get["summary"] = '<script src="x">'
+    description["components"]["schemas"]["Model"]["properties"]["<i>"] = {"const": "<i>"}
+    page = reference(description)
+    assert "&lt;b&gt;&amp;" in page
+    assert page.count("&lt;i&gt;") == 2
+    assert not re.search(r"<(b|i|script)\b", page)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -52,10 +52,11 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
         name, key = request.path_params["id"], request.scope[KEY]
         return JSONResponse(_describe(find(settings, engine, name, key)))
 
-    description = JSONResponse(describe())
+    description = describe()
+    described = JSONResponse(description)
 
     async def openapi(_: Request) -> Response:
-        return description
+        return described
 
     async def report(what: str, kind: str) -> Response:
         try:
@@ -88,7 +89,7 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
             Route(completion.path, completion, methods=["POST"]),
             Route(embedding.path, embedding, methods=["POST"]),
             Route(rerank.path, rerank, methods=["POST"]),
-            *page_routes(),
+            *page_routes(description),
         ],
         middleware=[
             Middleware(RequestLog, access_log=settings.access_log),

@@ -172,7 +172,7 @@ def _get(
     errors: tuple[str, ...] = (),
     key: bool = True,
 ) -> Json:
-    answer = {"description": "It", "content": {media: {"schema": schema}}}
+    answer = {"description": "The answer", "content": {media: {"schema": schema}}}
     operation: Json = {"summary": summary, "responses": {"200": answer, **_errors(errors)}}
     operation["security"] = [{"key": []}] if key else []
     return {"get": operation}

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The pages: the files of ``web/``, read once, and headers that let nothing else in."""
+"""The pages: the files of ``web/``, read once, the one about the API, and headers that let nothing
+else in.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,9 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from nas_assistant.openapi import Json
+from nas_assistant.reference import reference
 
 _FOLDER = Path(__file__).with_name("web")
 _TYPES = {
@@ -47,17 +52,25 @@ _HEADERS = {
 }
 
 
-def page_routes() -> list[Route]:
-    """The pages at their addresses, and each of their files at ``/assets/NAME``.
+def page_routes(description: Json) -> list[Route]:
+    """The pages at their addresses, and each of their files at ``/assets/NAME``; at ``/api`` what
+    ``description`` says of the API.
 
     A route for each file: no path is ever made from what a client sends.
     """
     files = sorted(file for file in _FOLDER.iterdir() if file.suffix in _TYPES)
-    return [_route(file) for file in files]
+    routes = [
+        _route(
+            _ADDRESSES.get(file.name, f"/assets/{file.name}"),
+            file.read_bytes(),
+            _TYPES[file.suffix],
+        )
+        for file in files
+    ]
+    return [*routes, _route("/api", reference(description).encode(), _TYPES[".html"])]
 
 
-def _route(file: Path) -> Route:
-    content = file.read_bytes()
+def _route(address: str, content: bytes, kind: str) -> Route:
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     headers = _HEADERS | {"ETag": etag}
 
@@ -66,6 +79,6 @@ def _route(file: Path) -> Route:
         # Nginx marks the tag of what it compressed as a weak one.
         if etag in (tag.strip().removeprefix("W/") for tag in known.split(",")):
             return Response(status_code=304, headers=headers)
-        return Response(content, headers=headers, media_type=_TYPES[file.suffix])
+        return Response(content, headers=headers, media_type=kind)
 
-    return Route(_ADDRESSES.get(file.name, f"/assets/{file.name}"), serve)
+    return Route(address, serve)

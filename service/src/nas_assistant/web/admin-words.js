@@ -7,6 +7,7 @@ export const ADMIN_WORDS = {
   en: {
     heading: 'State of the assistant',
     toChat: 'To the chat',
+    toApi: 'API',
     adminKeyWhy: 'What the assistant does and who uses it is for those who have an admin’s key.',
     ready: 'The assistant is ready.',
     notReady: 'The assistant is not ready: {reason}.',
@@ -79,6 +80,7 @@ export const ADMIN_WORDS = {
   'zh-Hans': {
     heading: '助手状态',
     toChat: '返回对话',
+    toApi: 'API',
     adminKeyWhy: '助手的运行和使用情况只向持有管理员密钥的人显示。',
     ready: '助手已就绪。',
     notReady: '助手尚未就绪：{reason}。',
