@@ -127,13 +127,17 @@ class Engines:
 
     async def _load(self, name: str) -> None:
         """Start an engine and let requests go to it. Raises EngineFailed, StartRefused, OSError."""
+        await self._verify(name)
+        self._pool.loaded(name)
+        await self._start(name)
+        self._keepers[name] = asyncio.create_task(self._keep(name))
+
+    async def _verify(self, name: str) -> None:
+        """Read a model's file, unless that was done. Raises StartRefused."""
         found = self.models[name]
         if found.path not in self._verified:
             await asyncio.to_thread(found.verify)
             self._verified.add(found.path)
-        self._pool.loaded(name)
-        await self._start(name)
-        self._keepers[name] = asyncio.create_task(self._keep(name))
 
     async def _unload(self, name: str) -> None:
         self._control.close_model(name)
@@ -172,28 +176,35 @@ class Engines:
             reason = await self._processes[name].end()
             if time.monotonic() - since > _STABLE_SECONDS:
                 back_off = 1.0
-            log(
-                logging.ERROR,
-                "engine_ended",
-                f"{reason}; starting it again in {back_off:g} s",
-                model=name,
-            )
-            self._lost[name] = f"{_short(reason)}, it is being started again"
             self._desk.note_end(name)
-            self._publish()
-            await self._processes[name].stop()
-            await asyncio.sleep(back_off)
-            back_off = min(back_off * 2, _LONGEST_BACK_OFF)
-            since = time.monotonic()
-            try:
-                await self._start(name)
-            except (EngineFailed, OSError) as error:
-                # OSError: no process, memory or disk to be had just now. It may pass.
-                log(logging.ERROR, "engine_failed", str(error), model=name)
-                self._processes[name].kill()
-            else:
-                del self._lost[name]
+            # It may have ended because of what the disk made of its file.
+            self._verified.discard(self.models[name].path)
+            while reason:
+                log(
+                    logging.ERROR,
+                    "engine_ended",
+                    f"{reason}; starting it again in {back_off:g} s",
+                    model=name,
+                )
+                self._lost[name] = f"{_short(reason)}, it is being started again"
                 self._publish()
+                await self._processes[name].stop()
+                await asyncio.sleep(back_off)
+                back_off = min(back_off * 2, _LONGEST_BACK_OFF)
+                since = time.monotonic()
+                reason = await self._start_again(name)
+            del self._lost[name]
+            self._publish()
+
+    async def _start_again(self, name: str) -> str:
+        """Return why it did not work, or nothing."""
+        try:
+            await self._verify(name)
+            await self._start(name)
+        except (EngineFailed, StartRefused, OSError) as error:
+            # OSError: no process, memory or disk to be had just now. It may pass.
+            return str(error)
+        return ""
 
 
 def _short(reason: object) -> str:
