@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import ssl
@@ -11,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -60,13 +62,20 @@ def test_restarted_nas_comes_back(
 def test_stopped_service_is_said_in_one_shape(
     host: Host, client: httpx.Client, wait_ready: Callable[[], float]
 ) -> None:
+    """First to whom waited until patience was over, then at once; also without what waits."""
     host.check_output("docker stop nas-assistant")
-    answer = ask(client)
+    for stop in ("true", "true", "systemctl stop nas-assistant-front.socket"):
+        host.check_output(stop)
+        away(ask(client))
+    host.check_output("systemctl start nas-assistant-front.socket nas-assistant-front.service")
+    host.check_output("docker start nas-assistant")
+    wait_ready()
+
+
+def away(answer: httpx.Response) -> None:
     assert answer.status_code == 503
     assert answer.headers["retry-after"]
     assert answer.json()["error"]["code"] == "service_unavailable"
-    host.check_output("docker start nas-assistant")
-    wait_ready()
 
 
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
@@ -307,11 +316,41 @@ def test_a_model_that_a_client_names_is_loaded(host: Host, client: httpx.Client)
     ).stdout.strip() == ("false")
 
 
+@contextlib.contextmanager
+def asking(connect: Callable[[], httpx.Client]) -> Iterator[None]:
+    """Clients that ask again and again meanwhile; each must be answered, if after a while."""
+    over = threading.Event()
+
+    def ask_on() -> list[int]:
+        answers = []
+        with connect() as client:
+            while not over.is_set():
+                request = {"prompt": "One, two,", "max_tokens": 4}
+                answers.append(client.post("/v1/completions", json=request).status_code)
+        return answers
+
+    with ThreadPoolExecutor() as pool:
+        threads = [pool.submit(ask_on) for _ in range(3)]
+        try:
+            yield
+        finally:
+            over.set()
+    answers = [status for thread in threads for status in thread.result()]
+    assert set(answers) == {200}
+    assert len(answers) > len(threads)
+
+
 def test_variant_is_switched_without_a_new_image(
-    host: Host, client: httpx.Client, playbook: Playbook, wait_ready: Callable[[], float]
+    host: Host,
+    client: httpx.Client,
+    connect: Callable[[], httpx.Client],
+    playbook: Playbook,
+    wait_ready: Callable[[], float],
 ) -> None:
+    """And without a request that is lost."""
     image = host.check_output("docker inspect nas-assistant --format '{{.Image}}'")
-    assert playbook("assistant", assistant_model_variant="large").returncode == 0
+    with asking(connect):
+        assert playbook("assistant", assistant_model_variant="large").returncode == 0
     models = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert "large" in models
     chat = ask(client)

@@ -142,5 +142,6 @@ def test_refuses_a_body_that_is_too_large(client: httpx.Client) -> None:
 def test_socket_belongs_to_nginx_alone(host: Host) -> None:
     folder = host.file("/var/lib/nas-assistant/run")
     assert (folder.uid, folder.group, folder.mode) == (10001, "www-data", 0o2750)
-    gateway = host.file("/var/lib/nas-assistant/run/gateway.sock")
-    assert (gateway.uid, gateway.group, gateway.mode & 0o007) == (10001, "www-data", 0)
+    for name in ("gateway.sock", "front.sock", "fetch.sock"):
+        each = host.file(f"/var/lib/nas-assistant/run/{name}")
+        assert (each.uid, each.group, each.mode & 0o007) == (10001, "www-data", 0), name

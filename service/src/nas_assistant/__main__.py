@@ -107,6 +107,7 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
 
     from nas_assistant import state
     from nas_assistant.checks import StartRefused, check_start
+    from nas_assistant.front import Front
     from nas_assistant.key_files import KeyFiles
     from nas_assistant.keys import KeysError
     from nas_assistant.listeners import bind_all
@@ -127,10 +128,11 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
         if not keys:
             log(logging.WARNING, "no_keys", "nobody has a key yet: `keys create NAME` makes one")
         state.mend(options.state_dir)
+        front = Front(settings.front.path) if settings.front else None
         listeners = bind_all(settings.bind)
         ledger = state.Ledger(options.state_dir)
         supervisor = Supervisor(
-            settings, options.config, checked, build, listeners, key_files, ledger
+            settings, options.config, checked, build, listeners, front, key_files, ledger
         )
         return asyncio.run(supervisor.run())
     except (StartRefused, KeysError) as error:

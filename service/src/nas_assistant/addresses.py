@@ -45,6 +45,14 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
     return addresses
 
 
+def parse_unix(text: str) -> UnixAddress:
+    """``unix:/PATH``. Raises ValueError."""
+    address = _address(text)
+    if not isinstance(address, UnixAddress):
+        raise ValueError(text)
+    return address
+
+
 def _address(text: str) -> Address:
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")

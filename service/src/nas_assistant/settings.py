@@ -12,7 +12,13 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from nas_assistant.addresses import Address, parse_addresses, parse_api_url
+from nas_assistant.addresses import (
+    Address,
+    UnixAddress,
+    parse_addresses,
+    parse_api_url,
+    parse_unix,
+)
 from nas_assistant.engine import Kind
 from nas_assistant.keys import NAME
 
@@ -101,6 +107,7 @@ class Settings:
     """
 
     bind: tuple[Address, ...]
+    front: UnixAddress | None
     workers: int
     timeout: int
     access_log: bool
@@ -182,6 +189,7 @@ class _Reader:
                 parse_addresses,
                 "HOST:PORT or unix:/PATH, comma separated",
             ),
+            front=self._take(server, "front", "", _unix_or_none, "unix:/PATH"),
             workers=self._integer(server, "workers", 2, 1, 16),
             timeout=self._integer(server, "timeout", 120, 1, 86400),
             access_log=self._take(server, "access_log", "yes", _boolean, "yes or no"),
@@ -345,7 +353,17 @@ class _Reader:
 
 _KEYS = {
     "server": (
-        *("bind", "workers", "timeout", "access_log", "queue", "log_level", "variant", "mode"),
+        *(
+            "bind",
+            "front",
+            "workers",
+            "timeout",
+            "access_log",
+            "queue",
+            "log_level",
+            "variant",
+            "mode",
+        ),
         "fallback_after",
     ),
     "engine": ("threads", "slots", "cache_mib"),
@@ -355,6 +373,10 @@ _KEYS = {
     ),
     _UPSTREAM_PREFIX: ("url", "timeout", "retries", "parallel"),
 }
+
+
+def _unix_or_none(text: str) -> UnixAddress | None:
+    return parse_unix(text) if text else None
 
 
 def _left_out(

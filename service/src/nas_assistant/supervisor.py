@@ -15,6 +15,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from nas_assistant.admission import Admission
 from nas_assistant.checks import Checked, StartRefused
@@ -23,6 +24,7 @@ from nas_assistant.control import ControlServer
 from nas_assistant.desk import Desk
 from nas_assistant.engine_process import EngineFailed
 from nas_assistant.engines import Engines
+from nas_assistant.front import FRONT_FD, Front
 from nas_assistant.key_files import KeyFiles
 from nas_assistant.keys import KeyRing, KeysError
 from nas_assistant.logs import log
@@ -39,8 +41,8 @@ _USAGE_EVERY = 10.0
 
 
 class Supervisor:
-    """Owns the engines, the books, and the gateway. ``listeners`` are bound sockets;
-    ``ledger`` is where usage is noted.
+    """Owns the engines, the books, and the gateway. ``listeners`` are bound sockets, ``front`` is
+    one that somebody else keeps; ``ledger`` is where usage is noted.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Supervisor:
         checked: Checked,
         build: str,
         listeners: list[socket.socket],
+        front: Front | None,
         key_files: KeyFiles,
         ledger: Ledger,
     ) -> None:
         self._settings = settings
         self._config = config
         self._listeners = listeners
+        self._front = front
         self._key_files = key_files
         self._ring = KeyRing(key_files.load().values())
         upstream_keys = key_files.load_upstreams(settings.upstreams)
@@ -120,7 +124,15 @@ class Supervisor:
         gateway = await self._start_gateway()
         ended = asyncio.create_task(gateway.wait())
         log(logging.INFO, "gateway_started", bind=[str(address) for address in self._settings.bind])
-        await asyncio.wait((ended, stopped), return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Task[Any]] = [ended, stopped]
+        if self._front is not None:
+            self._front.serve()
+            ends.append(asyncio.create_task(self._front.lost()))
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        deaf = self._front is not None and ends[-1].done()
+        if self._front is not None:
+            ends[-1].cancel()
+            self._front.leave()
         if ended.done():
             log(
                 logging.ERROR,
@@ -128,6 +140,8 @@ class Supervisor:
                 f"gunicorn ended by itself with {ended.result()}; ending too",
             )
             return 1
+        if deaf:
+            log(logging.ERROR, "front_lost", "the proxy's socket is another one now; ending")
         log(
             logging.INFO,
             "stopping",
@@ -142,7 +156,7 @@ class Supervisor:
             gateway.kill()
             await ended
         log(logging.INFO, "stopped")
-        return 0
+        return 1 if deaf else 0
 
     async def _keep_keys(self) -> None:
         """Have the keys that the files say; what cannot be read changes nothing."""
@@ -177,6 +191,9 @@ class Supervisor:
         environ = {key: value for key, value in os.environ.items() if key != "GUNICORN_CMD_ARGS"}
         environ["NAS_ASSISTANT_PRIVATE_DIR"] = str(self._private_dir)
         descriptors = [listener.fileno() for listener in self._listeners]
+        front = [] if self._front is None else [self._front.listener.fileno()]
+        # Not gunicorn's: it would remove it at its end.
+        environ[FRONT_FD] = "".join(map(str, front))
         command = [
             *(sys.executable, "-m", "gunicorn", "nas_assistant.worker:application()"),
             *("--worker-class", "nas_assistant.worker.GatewayWorker"),
@@ -198,9 +215,11 @@ class Supervisor:
             env=environ,
             # gunicorn reads a configuration file from its working folder; here there is none.
             cwd=self._private_dir,
-            pass_fds=descriptors,
+            pass_fds=descriptors + front,
             start_new_session=True,
         )
         for listener in self._listeners:
             listener.close()
+        if self._front is not None:
+            self._front.listener.close()
         return process

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.applications import Starlette
 from uvicorn_worker import UvicornWorker
 
 from nas_assistant.child import die_with_parent
+from nas_assistant.front import FRONT_FD
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing
 from nas_assistant.logs import configure
@@ -59,6 +61,9 @@ class GatewayWorker(UvicornWorker):
         """Called by gunicorn in the new process."""
         # Not SIGTERM: until uvicorn runs, the master's handler is in place, which would swallow it.
         die_with_parent(signal.SIGKILL, self.ppid)
+        front = os.environ.get(FRONT_FD)
+        if front:
+            self.sockets: list[Any] = [*self.sockets, socket.socket(fileno=os.dup(int(front)))]
         super().init_process()
 
 
