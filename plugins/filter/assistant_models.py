@@ -18,7 +18,8 @@ _WORD = re.compile(r"[!-~]+")
 _URL = re.compile(r"https?://[!-~]+")
 _SOURCES = ("url", "src", "package")
 _MODEL = (
-    *("file", "sha256", "context", "chat_template", "kv_cache", "pinned", "fallback"),
+    *("file", "sha256", "context", "chat_template", "kv_cache", "pinned", "speculation"),
+    "fallback",
     *_SOURCES,
 )
 _CLOUD_MODEL = ("upstream", "model", "kind")

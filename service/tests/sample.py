@@ -23,7 +23,7 @@ from nas_assistant.state import Ledger
 from nas_assistant.status import Status
 from nas_assistant.upstreams import Upstreams
 
-_NEED = MemoryNeed(*(size * MIB for size in (95, 180, 128, 40, 96, 160)))
+_NEED = MemoryNeed(*(size * MIB for size in (95, 180, 128, 0, 40, 96, 160)))
 
 
 class Service:

@@ -79,7 +79,7 @@ async def running(settings: Settings, path: Path) -> AsyncIterator[tuple[Control
             settings.models[name],
             path / name,
             Model(name, Kind.CHAT, 1),
-            MemoryNeed(10, 0, 0, 0, 0, gateway=5),
+            MemoryNeed(10, 0, 0, 0, 0, 0, gateway=5),
             threads=1,
         )
         for name in NAMES

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -369,6 +370,38 @@ def test_texts_are_ranked(own_service: Service) -> None:
     error = ask(["word " * 900])
     assert error.status_code == 400
     assert error.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_guesses_change_no_text(own_service: Service, slots: int) -> None:
+    """Of all slots at once, within the memory that is counted for them."""
+    text = own_service.config.read_text("utf-8").replace("slots = 2", f"slots = {slots}")
+    own_service.config.write_text(text, "utf-8")
+    story = (
+        "The keeper counted three boats, wrote the number in his book, and trimmed the lamp. " * 3
+    )
+    answers = []
+    for speculation in ("", "\nspeculation = yes\n"):
+        own_service.config.write_text(text + speculation, "utf-8")
+        own_service.start(MODEL_VARIANT="large")
+        with client_of(own_service) as client, ThreadPoolExecutor() as pool:
+            asked = {"model": "large", "prompt": story, "max_tokens": 80, "temperature": 0}
+            asking = [pool.submit(client.completions.create, **asked) for _ in range(slots)]  # type: ignore[arg-type]
+            answers.append({each.result().choices[0].text for each in asking})
+        (engine,) = own_service.pids("-m nas_assistant.wheel_server")
+        status = httpx.get(f"{own_service.url}/admin/status", headers=AUTH).json()
+        (need,) = [each["memory"] for each in status["models"] if each["name"] == "large"]
+        assert anonymous_memory(engine) < need["total"] - need["weights"] - need["gateway"]
+        assert (need["speculation"] > 0) is bool(speculation)
+        own_service.stop()
+    assert answers[0] == answers[1]
+
+
+def anonymous_memory(pid: int) -> int:
+    """Bytes that a process has for itself, without files that it maps."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    (line,) = [line for line in lines if line.startswith("Pss_Anon:")]
+    return int(line.split()[1]) << 10
 
 
 def test_base_model_completes_but_does_not_chat(own_service: Service) -> None:

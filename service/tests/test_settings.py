@@ -109,7 +109,7 @@ def test_environment_chooses_the_variant(write_config: Write) -> None:
         (minimal_config(bind="unix:relative.sock"), "bind"),
         (minimal_config(bind="unix:/" + "x" * 107), "bind"),
         (minimal_config(bind="a:1, a:1"), "bind"),
-        (minimal_config(port=1), "[server] port = '1': unknown key; allowed: bind, workers"),
+        (minimal_config(port=1), "[server] port = '1': unknown key; allowed: bind, front"),
         (minimal_config() + "[extra]\na = 1\n", "[extra]: unknown section; allowed: server"),
         (minimal_config(workers="1\nworkers = 2"), "already exists"),
         (minimal_config(variant="none"), "[server] variant = 'none'"),

@@ -23,7 +23,7 @@ from nas_assistant.control import Backend
 from nas_assistant.engine import Kind
 from nas_assistant.local_http import LocalHttpError, request
 from nas_assistant.logs import log
-from nas_assistant.settings import Settings
+from nas_assistant.settings import MOST_GUESSED, Settings
 
 SOURCE_SERVER = "/opt/engine/llama-server"
 _POLL_SECONDS = 0.1
@@ -217,6 +217,12 @@ class EngineProcess:
         if reads_at_once:
             program.append(reads_at_once)
             options["--ubatch-size"] = model.settings.context
+        if model.settings.speculation and not reads_at_once:
+            # Where twelve tokens were there before, what followed is guessed, and weighed at once.
+            options["--spec-type"] = "ngram-mod"
+            options["--spec-ngram-mod-n-match"] = 12
+            options["--spec-ngram-mod-n-min"] = 4
+            options["--spec-ngram-mod-n-max"] = MOST_GUESSED
         template = model.settings.chat_template
         if template:
             options["--chat-template"] = template

@@ -8,7 +8,7 @@ import math
 from dataclasses import astuple, dataclass
 
 from nas_assistant.gguf import GgufHead
-from nas_assistant.settings import ModelSettings, Settings
+from nas_assistant.settings import MOST_GUESSED, ModelSettings, Settings
 
 MIB = 1 << 20
 # Measured with SmolLM2 135M and Gemma 3 270M (4 slots of 2048 tokens): beside weights and KV cache
@@ -22,6 +22,9 @@ _PARENTS = 64 * MIB
 # What the KV cache holds: 16-bit floats, or blocks of 32 bytes with a 16-bit scale.
 _BYTES_PER_VALUE = {"f16": 2.0, "q8_0": 34 / 32}
 
+# What is remembered of texts to guess how they go on (common/ngram-mod.h).
+_GUESSES = 16 * MIB
+
 
 @dataclass(frozen=True)
 class MemoryNeed:
@@ -30,6 +33,7 @@ class MemoryNeed:
     weights: int
     kv_cache: int
     prompt_cache: int
+    speculation: int
     requests: int
     engine: int
     gateway: int
@@ -49,17 +53,23 @@ class MemoryNeed:
             "weights": self.weights,
             "KV cache": self.kv_cache,
             "prompt cache": self.prompt_cache,
+            "speculation": self.speculation,
             "requests": self.requests,
             "engine": self.engine,
             "gateway": self.gateway,
         }
-        terms = " + ".join(f"{name} {in_mib(size)}" for name, size in parts.items())
+        terms = " + ".join(f"{name} {in_mib(size)}" for name, size in parts.items() if size)
         return f"{terms} = {in_mib(self.total)} MiB"
 
 
 def in_mib(size: int) -> int:
     """Bytes as MiB, rounded up."""
     return -(-size // MIB)
+
+
+def _speculation(head: GgufHead) -> int:
+    """Bytes for the guesses of one slot: two numbers for each guess and word of the vocabulary."""
+    return head.lengths.get("tokenizer.ggml.tokens", 0) * 2 * 4 * (MOST_GUESSED + 1)
 
 
 def gateway_need(settings: Settings) -> int:
@@ -87,6 +97,7 @@ def memory_need(
         weights=file_size,
         kv_cache=math.ceil(per_token * model.context * settings.slots) if head.keeps else 0,
         prompt_cache=0 if head.pooling else settings.cache_mib * MIB,
+        speculation=_speculation(head) * settings.slots + _GUESSES if model.speculation else 0,
         requests=model.longest_body * settings.slots * _PER_BYTE_OF_TEXT,
         engine=_ENGINE_OVERHEAD,
         gateway=gateway_need(settings),

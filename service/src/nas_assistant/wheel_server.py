@@ -21,6 +21,13 @@ _CACHE_TYPES = {
 }
 
 
+_SPECULATION = {
+    "none": xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NONE,
+    "ngram-mod": xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_MOD,
+}
+_NGRAM = ("n_match", "n_min", "n_max")
+
+
 def main() -> None:
     """Load the model, serve until a signal ends the process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
@@ -43,6 +50,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--no-jinja", action="store_true")
     parser.add_argument("--embeddings", action="store_true")
     parser.add_argument("--reranking", action="store_true")
+    parser.add_argument("--spec-type", default="none", choices=_SPECULATION)
+    for part in _NGRAM:
+        parser.add_argument(f"--spec-ngram-mod-{part.replace('_', '-')}", type=int)
     parser.add_argument("--ubatch-size", type=int, default=0)
     for name in ("--cache-type-k", "--cache-type-v"):
         parser.add_argument(name, required=True, choices=_CACHE_TYPES)
@@ -73,6 +83,11 @@ def _parameters(options: argparse.Namespace) -> xllamacpp.CommonParams:
     parameters.embedding = options.embeddings or options.reranking
     if options.reranking:
         parameters.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+    parameters.speculative.types = [_SPECULATION[options.spec_type]]
+    for part in _NGRAM:
+        value = getattr(options, f"spec_ngram_mod_{part}")
+        if value is not None:
+            setattr(parameters.speculative.ngram_mod, part, value)
     if options.ubatch_size:
         parameters.n_ubatch = options.ubatch_size
     parameters.cpuparams.n_threads = options.threads
