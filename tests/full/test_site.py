@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import yaml
 from site_lab import ROOT, Lab, check_answer, kill
 
 from lab import docker
 
 MODELS = "/var/lib/nas-assistant/models"
+MODELS_OF_THE_LAB = ROOT / "inventories/lab/group_vars/nas/assistant.yml"
 
 
 def test_a_run_killed_anywhere_is_finished_by_the_next(make_lab: Callable[..., Lab]) -> None:
@@ -95,7 +97,10 @@ def test_engine_from_source_serves_a_cpu_without_avx(make_lab: Callable[..., Lab
         "network": "host",
         "ca_bundle": os.environ.get("PIP_CERT", ""),
     }
-    lab.site("--extra-vars", json.dumps({"assistant_image": image}))
+    models = yaml.safe_load(MODELS_OF_THE_LAB.read_text())["assistant_models"]
+    # What llama-server is told by flags of its own.
+    models["default"]["speculation"] = True
+    lab.site("--extra-vars", json.dumps({"assistant_image": image, "assistant_models": models}))
     (host,) = lab.hosts
     with lab.client(host) as client:
         check_answer(client)
