@@ -1,6 +1,6 @@
 #!/bin/sh
 # The container's start script: checks that its configuration is there, then hands over to Python, which checks the
-# rest. Commands: serve (default), check, healthcheck, keys, limits, version.
+# rest. Commands: serve (default), check, healthcheck, keys, limits, tune, version.
 set -eu
 
 config=/app/config.ini

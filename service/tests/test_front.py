@@ -32,8 +32,8 @@ class Keeper:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "front.sock"
-        self.fetched_at = folder / "fetch.sock"
-        self.sockets = [self._listen(path) for path in (self.path, self.fetched_at)]
+        self.fetch = folder / "fetch.sock"
+        self.sockets = [self._listen(path) for path in (self.path, self.fetch)]
         self.process: subprocess.Popen[bytes] | None = None
 
     def _listen(self, path: Path) -> socket.socket:
@@ -43,11 +43,12 @@ class Keeper:
         listener.listen(128)
         return listener
 
-    def start(self, patience: float = PATIENCE) -> None:
-        first, second = (listener.fileno() for listener in self.sockets)
-        # What is at 3 and 4 in this process is not to be lost.
-        move = f"exec {sys.executable} {PROGRAM} {patience} 3<&{first} 4<&{second}"
-        self.process = subprocess.Popen(["bash", "-c", move], pass_fds=(first, second))
+    def start(self, user: int = os.getuid()) -> None:
+        """In the place of systemd, which may give them in any order."""
+        front, fetch = (listener.fileno() for listener in self.sockets)
+        move = f"exec {sys.executable} {PROGRAM} {PATIENCE} {user} 3<&{fetch} 4<&{front}"
+        environ = os.environ | {"LISTEN_FDNAMES": "fetch:front"}
+        self.process = subprocess.Popen(["bash", "-c", move], pass_fds=(front, fetch), env=environ)
 
     def stop(self) -> None:
         if self.process is not None:
@@ -75,7 +76,7 @@ def keeper(tmp_path: Path) -> Iterator[Keeper]:
 
 @pytest.fixture
 def service(models: Path, tmp_path: Path, keeper: Keeper) -> Iterator[Service]:
-    service = Service(tmp_path, models, front=f"unix:{keeper.fetched_at}")
+    service = Service(tmp_path, models, front=f"unix:{keeper.fetch}")
     yield service
     if service.process is not None and service.process.poll() is None:
         service.stop(signal.SIGKILL)
@@ -156,7 +157,15 @@ def test_without_a_keeper_it_does_not_start(models: Path, tmp_path: Path) -> Non
     service = Service(tmp_path, models, front=f"unix:{tmp_path}/none.sock")
     code, lines = service.run("serve")
     assert code == 78
-    assert "nas-assistant-front.socket" in lines[-1]["message"]
+    assert "nas-assistant-fetch.socket" in lines[-1]["message"]
+
+
+def test_nobody_else_gets_the_socket(service: Service, keeper: Keeper) -> None:
+    keeper.stop()
+    keeper.start(user=os.getuid() + 1)
+    code, lines = service.run("serve")
+    assert code == 78
+    assert "it gave none" in lines[-1]["message"]
 
 
 @pytest.mark.parametrize("told", [b"", b"GET / HTTP/1.1\r\n", b"\r\n\r\n", b"x" * 100_000])
@@ -166,6 +175,6 @@ def test_odd_clients_do_not_stop_the_keeper(keeper: Keeper, told: bytes) -> None
         client.connect(str(keeper.path))
         client.sendall(told)
     with socket.socket(socket.AF_UNIX) as line:
-        line.connect(str(keeper.fetched_at))
+        line.connect(str(keeper.fetch))
         os.close(socket.recv_fds(line, 1, 1)[1][0])
     assert keeper.ask().status_code == 503

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,33 @@ def test_a_graphics_processor_is_handed_over_and_taken_back(
         assert host.run(f"docker exec {CONTAINER} ls /dev/dri").rc != 0
     finally:
         host.check_output("rm -r /dev/dri")
+    wait_ready()
+
+
+@pytest.mark.skipif(
+    not os.environ.get("NAS_ASSISTANT_FULL"), reason="one of those that make test-full runs"
+)
+def test_what_suits_the_machine_is_tried_once(
+    host: Host, playbook: Playbook, wait_ready: Callable[[], float]
+) -> None:
+    tuned = "/etc/nas-assistant/tuned.json"
+    run = playbook("assistant", assistant_autotune=True)
+    assert run.returncode == 0, run.stdout
+    assert "suit default best" in " ".join(run.stdout.split())
+    found = json.loads(host.file(tuned).content_string)
+    config = host.file("/etc/nas-assistant/config.ini").content_string
+    assert f"threads = {found['threads']}\nbatch = {found['batch']}\n" in config
+    assert not host.file("/etc/nas-assistant/tune.ini").exists
+    assert "changed=0" in playbook("assistant", assistant_autotune=True).stdout
+    # One that cannot be tried leaves what ran.
+    small = {"memory": "450m"}
+    run = playbook("assistant", assistant_autotune=True, assistant_resources=small)
+    assert run.returncode != 0
+    assert "assistant_autotune: " in run.stdout
+    assert not host.file("/etc/nas-assistant/tune.ini").exists
+    wait_ready()
+    host.check_output(f"rm {tuned}")
+    assert playbook("assistant").returncode == 0
     wait_ready()
 
 

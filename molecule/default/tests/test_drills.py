@@ -25,6 +25,7 @@ from testinfra.host import Host
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[[str, Sequence[dict[str, Any]]], list[str]]
 MODELS = Path(__file__).parents[3] / "inventories/lab/group_vars/nas/assistant.yml"
+SOCKETS = "nas-assistant-front.socket nas-assistant-fetch.socket"
 MODEL = "/var/lib/nas-assistant/models/smollm2-135m-instruct-q4_1.gguf"
 
 
@@ -64,10 +65,10 @@ def test_stopped_service_is_said_in_one_shape(
 ) -> None:
     """First to whom waited until patience was over, then at once; also without what waits."""
     host.check_output("docker stop nas-assistant")
-    for stop in ("true", "true", "systemctl stop nas-assistant-front.socket"):
+    for stop in ("true", "true", f"systemctl stop {SOCKETS}"):
         host.check_output(stop)
         away(ask(client))
-    host.check_output("systemctl start nas-assistant-front.socket nas-assistant-front.service")
+    host.check_output(f"systemctl start {SOCKETS}")
     host.check_output("docker start nas-assistant")
     wait_ready()
 

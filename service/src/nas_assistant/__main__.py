@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The commands of the container: serve, check, healthcheck, keys, limits, version."""
+"""The commands of the container: serve, check, healthcheck, keys, limits, tune, version."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ def main() -> int:
         if options.command == "healthcheck":
             return _healthcheck(settings)
         configure(settings.log_level if options.command == "serve" else "error")
+        if options.command == "tune":
+            return _tune(options, settings)
         return _start(options, settings)
     except SettingsError as error:
         return _refuse(str(error))
@@ -63,7 +65,7 @@ def _options() -> argparse.Namespace:
     )
     parser = argparse.ArgumentParser(prog="nas_assistant")
     commands = parser.add_subparsers(dest="command")
-    for name in ("serve", "check", "healthcheck", "limits", "version"):
+    for name in ("serve", "check", "healthcheck", "limits", "tune", "version"):
         commands.add_parser(name, parents=[places])
     add_parser(commands, places)
     return parser.parse_args(sys.argv[1:] or ["serve"])
@@ -101,6 +103,28 @@ def _healthcheck(settings: Settings) -> int:
     return 0 if status == 200 else 1
 
 
+def _tune(options: argparse.Namespace, settings: Settings) -> int:
+    import asyncio
+
+    from nas_assistant.checks import StartRefused, check_start
+    from nas_assistant.tune import tune
+
+    build = _build(options)
+    try:
+        if not settings.model:
+            raise StartRefused("in mode cloud no model of this machine answers")
+        checked = check_start(settings, options.models_dir, build)
+        print(asyncio.run(tune(settings, checked.models[settings.variant], build)))
+    except StartRefused as error:
+        return _refuse(str(error))
+    return 0
+
+
+def _build(options: argparse.Namespace) -> str:
+    """Which of the two engines is to be used."""
+    return str(options.engine or BUILD_FILE.read_text(encoding="ascii").strip())
+
+
 def _start(options: argparse.Namespace, settings: Settings) -> int:
     # Imported here, so that the health check, which runs for ever, stays quick.
     import asyncio
@@ -117,7 +141,7 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
     try:
         keys = key_files.load()
         key_files.load_upstreams(settings.upstreams)
-        build = options.engine or BUILD_FILE.read_text(encoding="ascii").strip()
+        build = _build(options)
         checked = check_start(settings, options.models_dir, build)
         if options.command == "check":
             configure("info")

@@ -187,12 +187,11 @@ class Endpoint:
         if model.upstream:
             return generation.cloud_body(self._settings.cloud_models[model.name].model)
         settings = self._settings.models[model.name]
-        most = settings.longest_body * generation.texts
-        if len(generation.body) > most:
+        if generation.longest > settings.longest_body:
             # The engine would find out too, after taking 80 times as much memory.
             error = bad_request(
-                f"The request has {len(generation.body)} bytes; at most {most} are taken for a "
-                f"context of {settings.context} tokens.",
+                f"The request has {generation.longest} bytes; at most {settings.longest_body} are "
+                f"taken for a context of {settings.context} tokens.",
                 None,
                 "context_length_exceeded",
             )

@@ -205,7 +205,7 @@ class EngineProcess:
             "--ctx-size": model.settings.context * settings.slots,
             "--parallel": settings.slots,
             # Of a long prompt, so many tokens at once; in between the others get their next ones.
-            "--batch-size": model.settings.context if reads_at_once else 512,
+            "--batch-size": model.settings.context if reads_at_once else settings.batch,
             "--threads": model.threads,
             # One for each slot, and some for health and for connections that are just ending.
             "--threads-http": settings.slots + 4,

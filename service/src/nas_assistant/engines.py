@@ -26,6 +26,10 @@ _STABLE_SECONDS = 60
 _LOOK_AGAIN = 1.0
 # After a model could not be loaded, those who ask for it are told so, and nobody tries.
 _NOT_AGAIN = 60.0
+# A damaged file is looked at so often, and read again once it is another one, or after an hour:
+# what a disk could not read it may read then.
+_LOOK_AT_FILE = 2.0
+_READ_AGAIN = 3600.0
 
 
 class Engines:
@@ -186,25 +190,54 @@ class Engines:
                     f"{reason}; starting it again in {back_off:g} s",
                     model=name,
                 )
-                self._lost[name] = f"{_short(reason)}, it is being started again"
-                self._publish()
+                self._lose(name, f"{_short(reason)}, it is being started again")
                 await self._processes[name].stop()
                 await asyncio.sleep(back_off)
                 back_off = min(back_off * 2, _LONGEST_BACK_OFF)
+                await self._until_whole(name)
                 since = time.monotonic()
                 reason = await self._start_again(name)
             del self._lost[name]
             self._publish()
 
+    def _lose(self, name: str, why: str) -> None:
+        self._lost[name] = why
+        self._publish()
+
+    async def _until_whole(self, name: str) -> None:
+        """Read the model's file; while it is not what it should be, wait until it is another."""
+        path = self.models[name].path
+        while True:
+            looked_like = _identity(path)
+            try:
+                await self._verify(name)
+            except StartRefused as error:
+                log(logging.ERROR, "model_damaged", str(error), model=name)
+                self._lose(name, str(error))
+            else:
+                return
+            again = time.monotonic() + _READ_AGAIN
+            # Nothing tells of a change.
+            while _identity(path) == looked_like and time.monotonic() < again:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_AT_FILE)
+
     async def _start_again(self, name: str) -> str:
         """Return why it did not work, or nothing."""
         try:
-            await self._verify(name)
             await self._start(name)
-        except (EngineFailed, StartRefused, OSError) as error:
+        except (EngineFailed, OSError) as error:
             # OSError: no process, memory or disk to be had just now. It may pass.
             return str(error)
         return ""
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; nothing where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _short(reason: object) -> str:

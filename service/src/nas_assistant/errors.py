@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# What llama.cpp says of a text that is to become a vector and does not fit into its batch.
+# What llama.cpp says of a text that is read at once and does not fit into its batch.
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
 # What is taken over of an upstream's error.
 _CODE = re.compile(r"[a-z_]{1,64}")
@@ -99,8 +99,8 @@ def from_engine(status: int, body: bytes) -> ApiError:
         return bad_request(message, "messages", "context_length_exceeded")
     too_long = _TOO_LONG.search(message)
     if too_long:
-        text = f"An input has {too_long[1]} tokens, and the model's context {too_long[2]}."
-        return bad_request(text, "input", "context_length_exceeded")
+        text = f"A text has {too_long[1]} tokens, and the model's context {too_long[2]}."
+        return bad_request(text, None, "context_length_exceeded")
     _, mark, fault = message.partition("JSON schema error ")
     if mark:
         return bad_request(

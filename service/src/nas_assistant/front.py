@@ -35,7 +35,7 @@ class Front:
         except OSError as error:
             raise StartRefused(
                 f"the proxy's socket cannot be fetched at {path}: {error.strerror or error}. See "
-                "whether nas-assistant-front.socket runs on the NAS"
+                "whether nas-assistant-fetch.socket runs on the NAS"
             ) from error
         self._identity = _identity(self.listener)
         self._serves = False

@@ -35,7 +35,8 @@ class Generation:
     """A checked request: ``model`` as named by the client, ``fields`` and ``body`` for the engine.
 
     ``wants_usage``: the client asked for figures at the end of its stream. The engine is asked for
-    them always, for the books. ``texts``: how many there are, each of which may fill the context.
+    them always, for the books. ``longest``: bytes of what must fit into the context together; not
+    all of the body where that has many texts, each of which may fill it.
     """
 
     model: str | None
@@ -43,7 +44,7 @@ class Generation:
     fields: Mapping[str, Any]
     body: bytes
     wants_usage: bool
-    texts: int = 1
+    longest: int
 
     def cloud_body(self, model: str) -> bytes:
         """The body for an upstream, which knows the model as ``model``."""
@@ -98,7 +99,7 @@ def parse_embedding(raw: bytes) -> Generation:
             f"'input' must be a text, or a list of 1 to {MOST_TEXTS} texts, none empty.", "input"
         )
     generation = _generation(fields, EMBEDDING, {"input": texts})
-    return replace(generation, texts=len(texts))
+    return replace(generation, longest=_longest(texts))
 
 
 def parse_rerank(raw: bytes) -> Generation:
@@ -118,7 +119,12 @@ def parse_rerank(raw: bytes) -> Generation:
         if fields.get(name) is not None:
             _check(fields, name, neutral)
     generation = _generation(fields, RERANK, {"query": query, "documents": documents})
-    return replace(generation, texts=len(documents))
+    # The engine reads the question with each of them.
+    return replace(generation, longest=len(query.encode()) + _longest(documents))
+
+
+def _longest(texts: list[str]) -> int:
+    return max(len(text.encode()) for text in texts)
 
 
 def _are_texts(value: Any) -> TypeGuard[list[str]]:
@@ -152,7 +158,7 @@ def _generation(
         raise bad_request(
             "A string in the body holds half of a surrogate pair.", None, "invalid_json"
         ) from error
-    return Generation(model or None, stream, payload, body, wants_usage)
+    return Generation(model or None, stream, payload, body, wants_usage, len(body))
 
 
 def _encode(fields: Mapping[str, Any]) -> bytes:

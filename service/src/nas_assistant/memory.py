@@ -67,9 +67,12 @@ def in_mib(size: int) -> int:
     return -(-size // MIB)
 
 
-def _speculation(head: GgufHead) -> int:
-    """Bytes for the guesses of one slot: two numbers for each guess and word of the vocabulary."""
-    return head.lengths.get("tokenizer.ggml.tokens", 0) * 2 * 4 * (MOST_GUESSED + 1)
+def _speculation(head: GgufHead, slots: int) -> int:
+    """Bytes for guesses: in each slot, two numbers for each of them and word of the vocabulary."""
+    if head.pooling:
+        return 0  # it writes nothing that could be guessed
+    words = head.lengths.get("tokenizer.ggml.tokens", 0)
+    return _GUESSES + words * 2 * 4 * (MOST_GUESSED + 1) * slots
 
 
 def gateway_need(settings: Settings) -> int:
@@ -97,7 +100,7 @@ def memory_need(
         weights=file_size,
         kv_cache=math.ceil(per_token * model.context * settings.slots) if head.keeps else 0,
         prompt_cache=0 if head.pooling else settings.cache_mib * MIB,
-        speculation=_speculation(head) * settings.slots + _GUESSES if model.speculation else 0,
+        speculation=_speculation(head, settings.slots) if model.speculation else 0,
         requests=model.longest_body * settings.slots * _PER_BYTE_OF_TEXT,
         engine=_ENGINE_OVERHEAD,
         gateway=gateway_need(settings),

@@ -119,6 +119,7 @@ class Settings:
     log_level: str
     variant: str
     threads: int
+    batch: int
     slots: int
     cache_mib: int
     models: Mapping[str, ModelSettings]
@@ -203,6 +204,7 @@ class _Reader:
             ),
             variant=variant_override or variant,
             threads=self._integer(engine, "threads", 0, 0, 256),
+            batch=self._integer(engine, "batch", 512, 32, 4096),
             slots=self._integer(engine, "slots", 4, 1, 64),
             cache_mib=self._integer(engine, "cache_mib", 128, 0, 65536),
             models={} if mode is Mode.CLOUD else local,
@@ -371,7 +373,7 @@ _KEYS = {
         ),
         "fallback_after",
     ),
-    "engine": ("threads", "slots", "cache_mib"),
+    "engine": ("threads", "batch", "slots", "cache_mib"),
     _MODEL_PREFIX: (
         *("file", "sha256", "context", "chat_template", "kv_cache", "pinned", "speculation"),
         "fallback",

@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
+from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from starlette.applications import Starlette
+from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from nas_assistant.child import die_with_parent
@@ -28,6 +32,8 @@ from nas_assistant.worker_engine import WorkerEngine
 PRIVATE_DIR = "NAS_ASSISTANT_PRIVATE_DIR"
 CONTROL_SOCKET = "control.sock"
 CONFIG_COPY = "config.ini"
+# Seconds in which a request that was sent before the end arrives.
+_LAST_WORDS = 0.1
 
 
 def application() -> Starlette:
@@ -42,6 +48,18 @@ def application() -> Starlette:
 def _leave() -> None:
     # Requests in flight finish, and gunicorn puts a worker in place that has a supervisor again.
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _Server(Server):
+    """Answers also those who came just before it was told to end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn, which closes connections of which it has not read anything yet."""
+        loop = asyncio.get_running_loop()
+        for each in sockets or []:
+            loop.remove_reader(each.fileno())
+        await asyncio.sleep(_LAST_WORDS)
+        await super().shutdown(sockets)
 
 
 class GatewayWorker(UvicornWorker):
@@ -65,6 +83,15 @@ class GatewayWorker(UvicornWorker):
         if front:
             self.sockets: list[Any] = [*self.sockets, socket.socket(fileno=os.dup(int(front)))]
         super().init_process()
+
+    async def _serve(self) -> None:
+        """Called by ``run`` of the class above, as whose this is, with another server."""
+        self.config.app = self.wsgi
+        server = _Server(config=self.config)
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
 
 class JsonLogger(Logger):
