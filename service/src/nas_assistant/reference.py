@@ -34,46 +34,33 @@ request has the header <code>Authorization: Bearer KEY</code>; bodies are JSON. 
 
 def reference(description: Json) -> str:
     """The page about an OpenAPI description."""
+    return "\n".join(_page(description))
+
+
+def _page(description: Json) -> Iterator[str]:
     info = description["info"]
-    return "\n".join(
-        [
-            _HEAD.format(
-                title=escape(f"API of {info['title']} {info['version']}"),
-                summary=escape(info["summary"]),
-                openapi=description["openapi"],
-            ),
-            *_contents(description),
-            *(
-                line
-                for path, methods in description["paths"].items()
-                for method in _METHODS
-                if method in methods
-                for line in _operation(path, method, methods[method])
-            ),
-            "<h2>What answers hold</h2>",
-            *(
-                line
-                for name, schema in description["components"]["schemas"].items()
-                for line in _schema(name, schema)
-            ),
-            "</main>\n</body>\n</html>\n",
-        ]
+    operations = [
+        (path, method, methods[method])
+        for path, methods in description["paths"].items()
+        for method in ("get", "post")
+        if method in methods
+    ]
+    yield _HEAD.format(
+        title=escape(f"API of {info['title']} {info['version']}"),
+        summary=escape(info["summary"]),
+        openapi=description["openapi"],
     )
-
-
-def _contents(description: Json) -> Iterator[str]:
     yield "<ul>"
-    for path, methods in description["paths"].items():
-        for method in _METHODS:
-            if method in methods:
-                summary = escape(methods[method]["summary"])
-                link = f'<a href="#{_anchor(path)}">{_code(path)}</a>'
-                yield f"<li>{link} {summary}</li>"
+    for path, _, operation in operations:
+        link = f'<a href="#{_anchor(path)}">{_code(path)}</a>'
+        yield f"<li>{link} {escape(operation['summary'])}</li>"
     yield "</ul>"
-
-
-# Of the keys of a path in OpenAPI, those that are operations here.
-_METHODS = ("get", "post")
+    for path, method, operation in operations:
+        yield from _operation(path, method, operation)
+    yield "<h2>What answers hold</h2>"
+    for name, schema in description["components"]["schemas"].items():
+        yield from _schema(name, schema)
+    yield "</main>\n</body>\n</html>\n"
 
 
 def _operation(path: str, method: str, operation: Json) -> Iterator[str]:
@@ -83,7 +70,7 @@ def _operation(path: str, method: str, operation: Json) -> Iterator[str]:
     yield f"<p>{escape(operation['summary'])}.{key}</p>"
     if "requestBody" in operation:
         content = operation["requestBody"]["content"]
-        yield from _fields("Field", content["application/json"]["schema"])
+        yield from _fields(content["application/json"]["schema"])
     rows = [
         (status, escape(response["description"]) + _shapes(response["content"]))
         for status, response in operation["responses"].items()
@@ -93,30 +80,28 @@ def _operation(path: str, method: str, operation: Json) -> Iterator[str]:
 
 
 def _shapes(content: Json) -> str:
-    """What an answer is, of each media type."""
-    shapes = [
-        f"{_code(media)}: {_said(each['schema'])}"
-        if media != "application/json"
-        else _said(each["schema"])
-        for media, each in content.items()
-    ]
+    """What an answer is, of each media type; JSON goes without saying."""
+    shapes = []
+    for media, each in content.items():
+        named = "" if media == "application/json" else f"{_code(media)}: "
+        shapes.append(named + _said(each["schema"]))
     return ": " + "; or ".join(shapes)
 
 
 def _schema(name: str, schema: Json) -> Iterator[str]:
     yield f'<section id="{escape(name)}">'
     yield f"<h3>{escape(name)}</h3>"
-    yield from _fields("Field", schema)
+    yield from _fields(schema)
     yield "</section>"
 
 
-def _fields(head: str, schema: Json) -> Iterator[str]:
+def _fields(schema: Json) -> Iterator[str]:
     required = schema.get("required", [])
     rows = [
         (_code(name) + (" (required)" if name in required else ""), _said(each))
         for name, each in schema["properties"].items()
     ]
-    yield from _table((head, "Holds"), rows)
+    yield from _table(("Field", "Holds"), rows)
 
 
 def _table(heads: tuple[str, str], rows: list[tuple[str, str]]) -> Iterator[str]:
