@@ -20,11 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nas_assistant.addresses import UnixAddress
 from nas_assistant.checks import CheckedModel, check_start
 from nas_assistant.engine_process import EngineProcess
-from nas_assistant.local_http import request
 from nas_assistant.settings import Settings
+from nas_assistant.tune import timings_of
 
 TEXT = (
     "The keeper walked down the stairs before the sun was up. Three boats lay in the harbour, and "
@@ -36,7 +35,6 @@ ASKED = {
     "copying": f"A text:\n{TEXT}\n\nThe same text once more:\n{TEXT[:60]}",
     "new text": "A long story about a dragon that learned how to cook, told by itself:\n",
 }
-SECONDS = 300.0
 SLOTS = 4
 
 
@@ -51,19 +49,8 @@ def configuration(folder: Path, model: Path) -> Path:
 
 
 def speed(engine: EngineProcess, prompt: str, tokens: int) -> float:
-    """Tokens a second, by the engine's own count. Raises RuntimeError."""
-    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-    status, answer = request(
-        UnixAddress(engine.backend.socket),
-        "POST",
-        "/v1/completions",
-        json.dumps(body).encode(),
-        {"Authorization": f"Bearer {engine.backend.api_key}", "Content-Type": "application/json"},
-        SECONDS,
-    )
-    if status != 200:
-        raise RuntimeError(answer.decode())
-    return float(json.loads(answer)["timings"]["predicted_per_second"])
+    """Tokens a second that it writes."""
+    return timings_of(engine, prompt, tokens)["predicted_per_second"]
 
 
 def memory_mib(model: CheckedModel) -> float:

@@ -92,7 +92,7 @@ async def tune(settings: Settings, model: CheckedModel, build: str) -> str:
 async def _try(process: EngineProcess, threads: int, batch: int) -> Trial:
     try:
         await process.start()
-        timings = await asyncio.to_thread(_ask, process)
+        timings = await asyncio.to_thread(timings_of, process, _TEXT, _WRITTEN)
     except (EngineFailed, LocalHttpError, TimeoutError) as error:
         raise StartRefused(f"the engine did not do with {threads} threads: {error}") from error
     finally:
@@ -100,9 +100,11 @@ async def _try(process: EngineProcess, threads: int, batch: int) -> Trial:
     return Trial(threads, batch, timings["prompt_per_second"], timings["predicted_per_second"])
 
 
-def _ask(process: EngineProcess) -> dict[str, float]:
-    """The engine's own figures for a text that it reads and goes on with."""
-    body = {"prompt": _TEXT, "max_tokens": _WRITTEN, "temperature": 0, "ignore_eos": True}
+def timings_of(process: EngineProcess, text: str, tokens: int) -> dict[str, float]:
+    """llama.cpp's own figures (``timings``) for a text that it reads, and so many tokens that it
+    writes on. Raises LocalHttpError.
+    """
+    body = {"prompt": text, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
     status, answer = request(
         UnixAddress(process.backend.socket),
         "POST",
