@@ -157,8 +157,9 @@ def kill(controller: subprocess.Popen[bytes]) -> None:
     """Kill a run of Ansible with its workers, each of which has a session of its own."""
     pids = [controller.pid]
     for pid in pids:
-        for task in Path(f"/proc/{pid}/task").glob("*/children"):
-            pids += [int(child) for child in task.read_text().split()]
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                pids += [int(child) for child in task.read_text().split()]
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

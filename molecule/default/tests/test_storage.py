@@ -166,7 +166,8 @@ def test_a_volume_that_is_missing_keeps_docker_off(host: Host) -> None:
         assert time.monotonic() < deadline
         time.sleep(1)
     unit = r"/etc/systemd/system/var-lib-nas\\x2dassistant-models.mount"
-    host.check_output(f"sed -i.kept s/UUID=/UUID=0/ {unit}; systemctl daemon-reload")
+    another = r"s,\(device@\|pools/\),\10,"
+    host.check_output(f"sed -i.kept '{another}' {unit}; systemctl daemon-reload")
     try:
         assert host.run("systemctl start docker.service").rc != 0
     finally:
