@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 
-from ansible_collections.nas.assistant.plugins.module_utils._commands import demand
+from ansible_collections.nas.assistant.plugins.module_utils._commands import demand, run
 
 _CLONE_NEWNS = 0x00020000  # linux/sched.h
+# How often, and how many seconds apart, it is tried to unmount what is still in use.
+_TRIES, _PAUSE = 20, 0.25
 
 
 class MountError(Exception):
@@ -48,5 +51,13 @@ def mount(device: str, point: str, options: str, kind: str = "auto") -> None:
 
 
 def unmount(point: str) -> None:
-    """Unmount what is at a point, and what is mounted in it."""
-    demand(["umount", "--recursive", point], MountError)
+    """Unmount what is at a point, and what is mounted in it.
+
+    Who began in it may still be leaving, such as the ssh of a restic that has ended.
+    """
+    command = ["umount", "--recursive", point]
+    for _ in range(_TRIES):
+        if run(command).returncode == 0:
+            return
+        time.sleep(_PAUSE)
+    demand(command, MountError)
