@@ -57,7 +57,10 @@ def unmount(point: str) -> None:
     """
     command = ["umount", "--recursive", point]
     for _ in range(_TRIES):
-        if run(command).returncode == 0:
+        done = run(command)
+        if done.returncode == 0:
             return
+        if "busy" not in done.stderr:
+            break
         time.sleep(_PAUSE)
     demand(command, MountError)
