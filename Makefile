@@ -7,6 +7,8 @@ NAS ?= 1
 DEBIAN ?= 12
 # A folder with ansible_collections/devsec/hardening, for the bench to compare with; not part of this project.
 DEVSEC ?=
+# Other servers of models to compare with, as options of tests/bench/bench_engines.py; none is part of this project.
+RIVALS ?=
 
 BIN := .venv/bin
 # The models of the tests that run without a NAS.
@@ -71,6 +73,7 @@ bench: models ## Measure the service against the bare engine, the demo cold and 
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_speculation.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/speculation.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf .lab/bench/service.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/service-gemma.json
+	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_engines.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/engines.json $(RIVALS)
 
 .PHONY: lint
 lint: setup ## Run the linters and the type checks
@@ -79,7 +82,7 @@ lint: setup ## Run the linters and the type checks
 	$(BIN)/yamllint --strict .
 	$(IN_VENV) ansible-lint --offline
 	$(BIN)/antsibull-changelog lint
-	set -e; for part in "lab tests/lab" tests/unit tests/integration tests/full tests/vm; do $(BIN)/mypy --strict $$part; done
+	set -e; for part in "lab tests/lab" tests/unit tests/integration tests/full tests/vm tests/bench; do $(BIN)/mypy --strict $$part; done
 	$(BIN)/mypy --explicit-package-bases plugins
 	cd service && ../$(BIN)/mypy
 	@echo "make lint: done, nothing to mend"

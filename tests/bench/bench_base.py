@@ -84,7 +84,9 @@ def audit(lab: Lab, host: dict[str, Any], port: int) -> dict[str, Any]:
 
 def measure(lab: Lab, folder: Path, collections: Path | None) -> dict[str, Any]:
     """Converge each side once, then time runs that change nothing, in turn."""
-    sides = {"ours": (["nas.assistant.base", "--limit", "nas1"], None)}
+    sides: dict[str, tuple[list[str], Path | None]] = {
+        "ours": (["nas.assistant.base", "--limit", "nas1"], None)
+    }
     if collections:
         (folder / "devsec.yml").write_text(DEVSEC, encoding="utf-8")
         sides["devsec"] = ([str(folder / "devsec.yml")], collections)

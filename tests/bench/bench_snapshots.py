@@ -84,7 +84,7 @@ def prepare(point: Path, volumes: list[dict[str, Any]]) -> None:
     wishes = plan.wishes(volumes, "present")
     for number in range(SNAPSHOTS):
         moment = began + number * 3600
-        snapshots.now = lambda moment=moment: moment  # type: ignore[misc]
+        snapshots.now = lambda moment=moment: moment
         for outcome in snapshots.carry_out(wishes, "present", "/nonexistent"):
             if not outcome.made:
                 raise SystemExit(f"{outcome.wish.path}: {outcome.problems}")

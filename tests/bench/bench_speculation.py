@@ -5,7 +5,7 @@
 Both get the same greedy requests in rounds that alternate: one that has a text copied with a small
 change, and one that has a new text written. Trust the ratios.
 
-    PYTHONPATH=service/src python tests/bench/bench_speculation.py MODEL.gguf RESULT.json
+    PYTHONPATH=$PWD/service/src python tests/bench/bench_speculation.py MODEL.gguf RESULT.json
 """
 
 from __future__ import annotations
