@@ -4,20 +4,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from .conftest import EMBEDDING_MODEL, SECRET
-from .service_process import Service, digest
+from .service_process import Service, digest, free_port
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("NAS_ASSISTANT_FULL"), reason="one of those that make test-full runs"
 )
+OPEN_WEBUI = os.environ.get("OPEN_WEBUI", "")
 LOCK = Path(__file__).with_name("clients.txt")
 SYSTEM = "You are a helpful assistant."
 QUESTION = "What is the capital of France?"
@@ -97,6 +102,61 @@ def test_llm(programs: Path, service: Service, tmp_path: Path) -> None:
 def test_langchain(programs: Path, service: Service) -> None:
     words = [LANGCHAIN, service.url, SECRET, SYSTEM, QUESTION]
     run([str(programs / "python"), "-c", *words])
+
+
+@pytest.fixture
+def open_webui(service: Service, tmp_path: Path) -> Iterator[httpx.Client]:
+    """Open WebUI with our service as its only source of models, and a client that may use it."""
+    port = free_port()
+    environ = {
+        "DATA_DIR": str(tmp_path),
+        "OPENAI_API_BASE_URL": f"{service.url}/v1",
+        "OPENAI_API_KEY": SECRET,
+        "ENABLE_OLLAMA_API": "false",
+        # Vectors for documents come from ours too; otherwise it downloads a model for them.
+        "RAG_EMBEDDING_ENGINE": "openai",
+        "RAG_EMBEDDING_MODEL": "vectors",
+        "OFFLINE_MODE": "true",
+    }
+    command = [OPEN_WEBUI, "serve", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | environ, cwd=tmp_path, stdout=log, stderr=log
+        )
+    try:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=120
+        ) as client:
+            deadline = time.monotonic() + 300
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get("/health").status_code == 200:
+                        break
+                said = (tmp_path / "log").read_text("utf-8", "replace")
+                assert process.poll() is None and time.monotonic() < deadline, said  # noqa: PT018
+                time.sleep(1)
+            account = {"name": "us", "email": "us@example.com", "password": "correct horse"}
+            token = client.post("/api/v1/auths/signup", json=account).json()["token"]
+            client.headers["Authorization"] = f"Bearer {token}"
+            yield client
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.mark.skipif(not OPEN_WEBUI, reason="OPEN_WEBUI names no program open-webui; it takes 9 GB")
+def test_open_webui(open_webui: httpx.Client) -> None:
+    models = [model["id"] for model in open_webui.get("/api/models").json()["data"]]
+    assert {"default", "large"} <= set(models)
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+    wish = {"model": "default", "messages": messages, "temperature": 0, "max_tokens": 16}
+    answer = open_webui.post("/api/chat/completions", json=wish | {"stream": False})
+    assert "Paris" in answer.json()["choices"][0]["message"]["content"]
+    with open_webui.stream("POST", "/api/chat/completions", json=wish | {"stream": True}) as stream:
+        events = [line[6:] for line in stream.iter_lines() if line.startswith("data: {")]
+    pieces = [json.loads(event)["choices"] for event in events]
+    text = "".join(piece[0]["delta"].get("content") or "" for piece in pieces if piece)
+    assert text == answer.json()["choices"][0]["message"]["content"]
 
 
 def test_schemathesis(programs: Path, service: Service, tmp_path: Path) -> None:
