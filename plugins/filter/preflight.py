@@ -7,9 +7,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.plugin_utils._findings import (
+    Finding,
+    finding,
+    limits as checked,
+    sentence,
+    table,
+)
 
-Finding = dict[str, str]
 GIB = 1 << 30
 FIT, NOTE, WARNING, UNFIT = "fit", "note", "warning", "unfit"
 VERDICTS = {FIT: "fit", NOTE: "fit", WARNING: "fit with warnings", UNFIT: "unfit"}
@@ -59,7 +64,7 @@ def preflight_findings(
         room is a warning.
     :raises AnsibleFilterError: a limit is unknown, or is no number.
     """
-    allowed = {**LIMITS, **_checked(limits or {})}
+    allowed = checked("preflight_limits", limits or {}, LIMITS)
     found = [
         *_system(machine, facts),
         *_cpu(machine["cpu"]),
@@ -120,14 +125,7 @@ def preflight_model(
 
 def preflight_lines(report: Mapping[str, Any]) -> list[str]:
     """Return a report as lines for the console: a table, what to do, and the model that fits."""
-    findings = report["findings"]
-    widths = [max(len(each[key]) for each in findings) for key in ("verdict", "check")]
-    lines = [f"{report['host']}: {report['verdict']}"]
-    for each in findings:
-        verdict, check = each["verdict"].ljust(widths[0]), each["check"].ljust(widths[1])
-        lines.append(f"  {verdict}  {check}  {each['value']}".rstrip())
-        if each["remedy"]:
-            lines.append(f"  {' ' * widths[0]}  {' ' * widths[1]}  {_because(each)}")
+    lines = [f"{report['host']}: {report['verdict']}", *table(report["findings"])]
     model = report["model"]
     lines.append(f"a model may have {_gib(model['share'])} here:")
     for each in model["models"]:
@@ -138,42 +136,8 @@ def preflight_lines(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def preflight_sentence(finding: Finding) -> str:
-    """Return a finding as a sentence with value, limit, reason and remedy."""
-    limit = f", wanted {finding['limit']}" if finding["limit"] else ""
-    return f"{finding['check']}: {finding['value']}{limit}; {_because(finding)}."
-
-
-def _because(finding: Finding) -> str:
-    return f"{finding['reason']}: {finding['remedy']}"
-
-
 def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
-
-
-def _checked(limits: Mapping[str, Any]) -> dict[str, float]:
-    for name, value in limits.items():
-        if name not in LIMITS:
-            raise AnsibleFilterError(
-                f"preflight_limits: {name} is unknown; there are {', '.join(LIMITS)}"
-            )
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            raise AnsibleFilterError(f"preflight_limits: {name}={value!r} is no number from 0 on")
-    return dict(limits)
-
-
-def _finding(
-    check: str, verdict: str, value: str, limit: str = "", reason: str = "", remedy: str = ""
-) -> Finding:
-    return {
-        "check": check,
-        "verdict": verdict,
-        "value": value,
-        "limit": limit,
-        "reason": reason,
-        "remedy": remedy,
-    }
 
 
 def _system(machine: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -181,7 +145,7 @@ def _system(machine: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Fi
     release = f"{facts['distribution']} {facts['distribution_major_version']}"
     limit = f"Debian {' or '.join(RELEASES)}"
     if vendor in REFUSED:
-        yield _finding(
+        yield finding(
             "system",
             UNFIT,
             vendor,
@@ -190,7 +154,7 @@ def _system(machine: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Fi
             REFUSED[vendor],
         )
     elif release not in [f"Debian {each}" for each in RELEASES]:
-        yield _finding(
+        yield finding(
             "system",
             UNFIT,
             release,
@@ -199,17 +163,17 @@ def _system(machine: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Fi
             "install one of them",
         )
     else:
-        yield _finding("system", FIT, f"{vendor}, {release}" if vendor else release, limit)
+        yield finding("system", FIT, f"{vendor}, {release}" if vendor else release, limit)
     kind = machine["virtualisation"]
     if kind:
-        yield _finding("virtualisation", NOTE, kind)
+        yield finding("virtualisation", NOTE, kind)
 
 
 def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
     architecture, limit = cpu["architecture"], "x86_64 or aarch64 (ARMv8)"
     value = f"{architecture}, {cpu['model']}" if cpu["model"] else architecture
     if architecture not in ("x86_64", "aarch64"):
-        yield _finding(
+        yield finding(
             "processor",
             UNFIT,
             value,
@@ -219,7 +183,7 @@ def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
         )
         return
     if cpu["bits"] != 64:
-        yield _finding(
+        yield finding(
             "processor",
             UNFIT,
             f"{value}, {cpu['bits']}-bit programs",
@@ -228,11 +192,11 @@ def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
             "install the 64-bit system",
         )
         return
-    yield _finding("processor", FIT, value, limit)
+    yield finding("processor", FIT, value, limit)
     features = set(cpu["features"])
     listed = " ".join(cpu["features"]) or "none"
     if architecture == "x86_64" and "avx2" not in features:
-        yield _finding(
+        yield finding(
             "instructions",
             WARNING,
             listed,
@@ -241,7 +205,7 @@ def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
             "keep the engine built from source (assistant_image.engine: source), contexts short",
         )
     elif architecture == "aarch64" and "dotprod" not in features:
-        yield _finding(
+        yield finding(
             "instructions",
             WARNING,
             listed,
@@ -250,12 +214,12 @@ def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
             "keep contexts short, and take a small model",
         )
     else:
-        yield _finding("instructions", FIT, listed)
+        yield finding("instructions", FIT, listed)
     cores = f"{cpu['cores']} cores, {cpu['count']} threads"
     slow = len(cpu["efficient"])
-    yield _finding("cores", FIT, f"{cores}, {slow} of them efficient ones" if slow else cores)
+    yield finding("cores", FIT, f"{cores}, {slow} of them efficient ones" if slow else cores)
     if cpu["governor"] == "powersave" and architecture == "aarch64":
-        yield _finding(
+        yield finding(
             "governor", NOTE, "powersave", "schedutil", "it holds the CPUs at their lowest speed"
         )
 
@@ -264,7 +228,7 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
     total = machine["memory"]["total"]
     value = f"{total / GIB:.1f} GiB"
     if total < limits["memory_min"] * GIB * KEPT:
-        yield _finding(
+        yield finding(
             "memory",
             UNFIT,
             value,
@@ -273,7 +237,7 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
             "add memory, or take another machine",
         )
     elif total < limits["memory_good"] * GIB * KEPT:
-        yield _finding(
+        yield finding(
             "memory",
             WARNING,
             value,
@@ -282,12 +246,12 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
             "take one of 1 to 2 billion parameters, or add memory",
         )
     else:
-        yield _finding("memory", FIT, value, f"{limits['memory_good']:g} GB")
+        yield finding("memory", FIT, value, f"{limits['memory_good']:g} GB")
     groups = machine["cgroup"]
     if "memory" in groups["controllers"]:
-        yield _finding("memory limits", FIT, f"cgroups v{groups['version']}")
+        yield finding("memory limits", FIT, f"cgroups v{groups['version']}")
     else:
-        yield _finding(
+        yield finding(
             "memory limits",
             UNFIT,
             "the kernel's memory controller is off",
@@ -299,7 +263,7 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
     swap = machine["memory"]["swap"]
     if swap:
         shown = ", ".join(f"{each['kind']} {each['size'] / GIB:.1f} GiB" for each in swap)
-        yield _finding("swap", FIT, shown)
+        yield finding("swap", FIT, shown)
 
 
 def _rooms(
@@ -313,7 +277,7 @@ def _rooms(
         least = limits["free_system"] if system else limits["free_min"]
         good = limits["free_system"] if system else limits["free_good"]
         if room["read_only"]:
-            yield _finding(
+            yield finding(
                 check,
                 UNFIT,
                 f"read-only {room['type']}",
@@ -322,7 +286,7 @@ def _rooms(
                 f"see why (journalctl -k), then: mount -o remount,rw {room['mount']}",
             )
         elif room["free"] < least * GIB:
-            yield _finding(
+            yield finding(
                 check,
                 WARNING if installed else UNFIT,
                 value,
@@ -336,7 +300,7 @@ def _rooms(
                 "(storage_pools)",
             )
         elif room["free"] < good * GIB:
-            yield _finding(
+            yield finding(
                 check,
                 WARNING,
                 value,
@@ -345,7 +309,7 @@ def _rooms(
                 "make room, or give the models a place on a larger disk (storage_pools)",
             )
         else:
-            yield _finding(check, FIT, value, f"{good:g} GiB")
+            yield finding(check, FIT, value, f"{good:g} GiB")
 
 
 # What is said of a disk that is not well: reason and remedy.
@@ -376,9 +340,9 @@ def _drives(
         about += f", {drive['model']}" if drive["model"] else ""
         used = any(source.startswith(f"/dev/{drive['name']}") for source in sources)
         if drive["health"] in ILL:
-            yield _finding(check, WARNING, f"{about}, {drive['health']}", "", *ILL[drive["health"]])
+            yield finding(check, WARNING, f"{about}, {drive['health']}", "", *ILL[drive["health"]])
         elif drive["kind"] == "mmc" and used:
-            yield _finding(
+            yield finding(
                 check,
                 WARNING,
                 about,
@@ -388,7 +352,7 @@ def _drives(
             )
         else:
             health = drive["health"] or "health not known"
-            yield _finding(check, FIT, f"{about}, {health}")
+            yield finding(check, FIT, f"{about}, {health}")
 
 
 def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> Iterator[Finding]:
@@ -399,9 +363,9 @@ def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> It
         value = f"{speed} Mbit/s {nic['duplex']}".strip() if speed else "it does not say"
         limit = f"{good:g} Mbit/s"
         if not speed:
-            yield _finding(check, NOTE, value, limit)
+            yield finding(check, NOTE, value, limit)
         elif nic["duplex"] == "half":
-            yield _finding(
+            yield finding(
                 check,
                 WARNING,
                 value,
@@ -410,7 +374,7 @@ def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> It
                 "set the switch's port to automatic, or try another cable",
             )
         elif speed < good and nic["most"] >= good:
-            yield _finding(
+            yield finding(
                 check,
                 WARNING,
                 value,
@@ -419,7 +383,7 @@ def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> It
                 "try another cable (four pairs, CAT 5e or better) and another port of the switch",
             )
         elif speed < good:
-            yield _finding(
+            yield finding(
                 check,
                 WARNING,
                 value,
@@ -428,7 +392,7 @@ def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> It
                 "answers are short and do not suffer; for the rest, take a faster interface",
             )
         else:
-            yield _finding(check, NOTE if speed >= 10000 else FIT, value, limit)
+            yield finding(check, NOTE if speed >= 10000 else FIT, value, limit)
 
 
 def _ports(machine: Mapping[str, Any], wanted: Sequence[int]) -> Iterator[Finding]:
@@ -437,7 +401,7 @@ def _ports(machine: Mapping[str, Any], wanted: Sequence[int]) -> Iterator[Findin
         if program == "nginx":
             # What the proxy is made of, and OpenMediaVault's page too.
             if machine["vendor"] == "OpenMediaVault":
-                yield _finding(
+                yield finding(
                     f"port {port}",
                     NOTE,
                     "Nginx, with OpenMediaVault's page",
@@ -445,7 +409,7 @@ def _ports(machine: Mapping[str, Any], wanted: Sequence[int]) -> Iterator[Findin
                     "the page stays what answers to other names than the assistant's",
                 )
             continue
-        yield _finding(
+        yield finding(
             f"port {port}",
             UNFIT,
             program or "taken",
@@ -458,9 +422,9 @@ def _ports(machine: Mapping[str, Any], wanted: Sequence[int]) -> Iterator[Findin
 
 def _rest(machine: Mapping[str, Any]) -> Iterator[Finding]:
     if machine["clock_is_set"]:
-        yield _finding("clock", FIT, "follows a time server")
+        yield finding("clock", FIT, "follows a time server")
     else:
-        yield _finding(
+        yield finding(
             "clock",
             WARNING,
             "follows no time server",
@@ -471,15 +435,15 @@ def _rest(machine: Mapping[str, Any]) -> Iterator[Finding]:
         )
     crypto = machine["cpu"]["crypto"]
     if "aes" in crypto:
-        yield _finding("encryption", FIT, " ".join(crypto))
+        yield finding("encryption", FIT, " ".join(crypto))
     else:
-        yield _finding(
+        yield finding(
             "encryption", NOTE, "not in the processor", "aes", "encrypted disks are slow", ""
         )
-    yield _finding("TPM", FIT if machine["tpm"] else NOTE, machine["tpm"] or "none")
+    yield finding("TPM", FIT if machine["tpm"] else NOTE, machine["tpm"] or "none")
     for each in machine["accelerators"]:
         device = each["device"] or "no driver"
-        yield _finding(f"accelerator, {each['kind']}", NOTE, f"{each['name']} ({device})")
+        yield finding(f"accelerator, {each['kind']}", NOTE, f"{each['name']} ({device})")
 
 
 class FilterModule:
@@ -491,6 +455,6 @@ class FilterModule:
             "preflight_findings": preflight_findings,
             "preflight_lines": preflight_lines,
             "preflight_model": preflight_model,
-            "preflight_sentence": preflight_sentence,
+            "preflight_sentence": sentence,
             "preflight_verdict": preflight_verdict,
         }

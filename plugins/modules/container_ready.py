@@ -63,9 +63,7 @@ answer:
   returned: success
 """
 
-import http.client
 import json
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +74,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
     DockerError,
     run as docker,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._gateway import ask, reason
 from ansible_collections.nas.assistant.plugins.module_utils._systemd import newer_than
 
 PAUSE = 0.5  # seconds between two questions
@@ -83,33 +82,6 @@ EX_CONFIG = 78  # the start script's exit code when starting again cannot help (
 RESTART_NOW = ["docker", "restart", "--time", "10"]
 TAILS = (50, 10, 1)  # lines of the log
 CHANCES = 2  # restarts after another end, such as a kill, before it counts as a crash loop
-
-
-class SocketConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=5)
-        self.path = path
-
-    def connect(self) -> None:
-        """Open the Unix socket."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
-def ask(path: str) -> tuple[int, dict[str, object]]:
-    """Return status and body of /readyz; status 0 and the reason when nobody answers."""
-    connection = SocketConnection(path)
-    try:
-        connection.request("GET", "/readyz")
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return 0, {"reason": f"{path}: {error}"}
-    finally:
-        connection.close()
 
 
 def last_error(log: str) -> str:
@@ -226,8 +198,8 @@ def wait(container: str, path: str, timeout: float) -> dict[str, object]:
             ended = f"it ended {state.restarts - first.restarts} times in {waited:.0f} s"
             raise DockerError(give_up(container, first.began, ended))
         if waited > timeout:
-            reason = f"not ready after {timeout:.0f} s: {answer.get('reason') or answer}"
-            raise DockerError(give_up(container, state.began, reason))
+            late = f"not ready after {timeout:.0f} s: {reason(answer)}"
+            raise DockerError(give_up(container, state.began, late))
         time.sleep(PAUSE)
 
 

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The line of a container's log that an owner should read, and /readyz over a Unix socket."""
+"""The line of a container's log that an owner should read."""
 
 from __future__ import annotations
 
 import itertools
-import socketserver
-import threading
-from pathlib import Path
 
 import pytest
 from ansible_collections.nas.assistant.plugins.modules import container_ready
-from ansible_collections.nas.assistant.plugins.modules.container_ready import ask, last_error
+from ansible_collections.nas.assistant.plugins.modules.container_ready import last_error
 
 REFUSED = '{"level": "error", "event": "start_refused", "message": "MODEL_VARIANT=huge: unknown"}'
 
@@ -29,34 +26,6 @@ REFUSED = '{"level": "error", "event": "start_refused", "message": "MODEL_VARIAN
 )
 def test_last_error(log: str, message: str) -> None:
     assert last_error(log) == message
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "expected"),
-    [
-        ("200 OK", b'{"status": "ready"}', (200, {"status": "ready"})),
-        ("503 Busy", b'{"reason": "warming up"}', (503, {"reason": "warming up"})),
-    ],
-)
-def test_ask(tmp_path: Path, status: str, body: bytes, expected: object) -> None:
-    class Service(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            assert self.rfile.readline().startswith(b"GET /readyz ")
-            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
-            self.wfile.write(head.encode() + body)
-
-    path = str(tmp_path / "s")
-    with socketserver.UnixStreamServer(path, Service) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        assert ask(path) == expected
-        thread.join()
-
-
-def test_ask_nobody(tmp_path: Path) -> None:
-    status, answer = ask(str(tmp_path / "none"))
-    assert status == 0
-    assert "none" in str(answer["reason"])
 
 
 @pytest.mark.parametrize(

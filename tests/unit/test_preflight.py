@@ -199,7 +199,7 @@ def test_lines_and_sentences() -> None:
     assert lines[-1].endswith(
         "1.0 GiB + 0.0 GiB + 0.5 GiB = 1.5 GiB, does not fit, about 11.2 tokens/s"
     )
-    assert preflight.preflight_sentence(findings[0]) == (
+    assert preflight.sentence(findings[0]) == (
         "memory: 2.0 GiB, wanted 4 GB; a model and the NAS together do not fit: add memory, or "
         "take another machine."
     )
