@@ -2,7 +2,7 @@
 # Copyright: nas.assistant contributors
 """The finished NAS, as its owner and as a client on the network see it.
 
-There are two. Each worker of pytest-xdist has one to itself, and runs all tests of a file on it.
+There are three. Each worker of pytest-xdist has one to itself, and runs all tests of a file on it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
 LAB = ROOT / ".lab/molecule"
 CONTAINER = "nas-assistant"
-NAS = {"gw1": "nas2"}.get(os.environ.get("PYTEST_XDIST_WORKER", ""), "nas1")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+NAS = f"nas{int(WORKER.removeprefix('gw')) + 1}"
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ from nas_assistant.streams import rewrite, say_who, without_usage
 MAX_BODY = 4 << 20
 _BODY_SECONDS = 60
 _LONGEST_EVENT = 4 << 20
+# What the proxy of a member of a pool puts on a request that came from another member.
+_POOL = b"x-nas-pool"
 # Where models that write no text answer.
 _ASKED_AT = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANK: "/v1/rerank"}
 _STREAM_HEADERS = {
@@ -169,7 +171,8 @@ class Endpoint:
             ) from error
         except EngineBusy as error:
             busy = ApiError(
-                429,
+                # A proxy that has other NAS to ask does so after a 503; 429 is the client's own.
+                503 if _asked_by_pool(exchange.scope) else 429,
                 "queue_full",
                 "Too many requests are waiting already. Try again later.",
                 headers={"Retry-After": str(error.retry_after)},
@@ -282,6 +285,10 @@ async def _client_left(receive: Receive) -> None:
 def may_ask(model: Model, key: ApiKey) -> bool:
     """Whether a key is good for a model."""
     return key.may_use(model.name) and not (key.local_only and model.upstream)
+
+
+def _asked_by_pool(scope: Scope) -> bool:
+    return any(name == _POOL for name, _ in scope["headers"])
 
 
 def find(settings: Settings, engine: Engine, name: str, key: ApiKey) -> Model:

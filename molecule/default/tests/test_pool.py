@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What NAS that answer together ask each other by, and who else may; the pool itself has a scenario
+of its own.
+"""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from testinfra.host import Host
+
+Playbook = Callable[..., subprocess.CompletedProcess[str]]
+MEMBER = "member.nas-assistant.internal"
+PORT = 8443
+TLS = "/etc/nas-assistant/tls"
+MINE = ("member.crt", "member.key")
+DRAINED = "/run/nas-assistant-drained"
+HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pool(playbook: Playbook, nas_name: str) -> Iterator[None]:
+    """This NAS as the only member."""
+    wish = {"proxy_pool": [nas_name], "proxy_certificate": {"issuer": "ca"}}
+    done = playbook("proxy", **wish)
+    assert done.returncode == 0, done.stdout
+    assert "changed=0" in playbook("proxy", **wish).stdout
+    yield
+    back = playbook("proxy")
+    assert back.returncode == 0, back.stdout
+    assert "changed=0" in playbook("proxy").stdout
+
+
+def by_hand(host: Host, path: str, certificate: str = "", key: str = "", bearer: str = "") -> str:
+    """Ask the listener for members, from the NAS itself; return what it says."""
+    head = f"GET {path} HTTP/1.1\\r\\nHost: {MEMBER}\\r\\nConnection: close\\r\\n"
+    head += f"Authorization: Bearer {bearer}\\r\\n\\r\\n"
+    ours = f"-cert {TLS}/{certificate} -key {TLS}/{key}" if certificate else ""
+    verified = f"-CAfile {TLS}/ca.crt -verify_return_error -verify_hostname {MEMBER}"
+    client = f"openssl s_client -quiet -connect 127.0.0.1:{PORT} {verified} {ours}"
+    return str(host.run(f"printf '{head}' | {client} 2>/dev/null").stdout)
+
+
+def test_clients_trust_the_ca_and_are_answered_through_the_pool(
+    address: str, key: str, credentials: Path, nas_name: str
+) -> None:
+    context = ssl.create_default_context(cafile=str(credentials / "ca.crt"))
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    assert oct((credentials / "ca.key").stat().st_mode & 0o777) == "0o600"
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(
+        base_url=f"https://{address}", verify=context, trust_env=False, headers=headers, timeout=60
+    ) as client:
+        answer = client.post("/v1/chat/completions", json=HELLO)
+        assert (answer.status_code, answer.headers["x-nas"]) == (200, nas_name)
+        # Pages, and what is each NAS's own, do not go through it.
+        for path in ("/", "/readyz", "/admin"):
+            assert "x-nas" not in client.get(path).headers
+        assert client.get("/v1/models", headers={"Authorization": "x"}).status_code == 401
+
+
+def test_only_members_may_ask(host: Host, address: str, nas_name: str) -> None:
+    said = by_hand(host, "/v1/models", *MINE)
+    assert said.startswith("HTTP/1.1 401")  # a key is wanted here too
+    assert f"X-Nas: {nas_name}" in said
+    # What is for the owner of this NAS alone is not to be had this way.
+    for path in ("/admin/status", "/metrics", "/"):
+        assert by_hand(host, path, *MINE).startswith("HTTP/1.1 404")
+    found = host.file(f"{TLS}/member.key")
+    assert (found.user, found.mode) == ("root", 0o600)
+    # Nobody, and who has another certificate of the same CA: the one that clients see.
+    for others in ((), ("server.crt", "server.ecc.key")):
+        assert by_hand(host, "/v1/models", *others).startswith("HTTP/1.1 400")
+    # From outside the port is closed, since there is no other member.
+    with pytest.raises(httpx.ConnectTimeout):
+        httpx.get(f"https://{address}:{PORT}/", timeout=2, trust_env=False)
+
+
+def test_a_drained_member_takes_nothing_new(host: Host, key: str) -> None:
+    host.check_output(f"touch {DRAINED}")
+    try:
+        assert by_hand(host, "/v1/models", *MINE, key).startswith("HTTP/1.1 503")
+    finally:
+        host.check_output(f"rm {DRAINED}")
+    assert by_hand(host, "/v1/models", *MINE, key).startswith("HTTP/1.1 200")
+
+
+def test_what_is_no_pool_is_refused(playbook: Playbook, nas_name: str) -> None:
+    for wish, said in (
+        ({"proxy_pool": ["nowhere"]}, "the inventory has no host 'nowhere'"),
+        ({"proxy_pool": [nas_name], "proxy_pool_port": 443}, "proxy_pool_port=443: give a port"),
+        ({"proxy_pool": [nas_name], "proxy_member": {"weight": 0}}, "weight is a whole number"),
+    ):
+        done = playbook("proxy", **wish)
+        assert done.returncode != 0
+        assert said in " ".join(done.stdout.split())
+        assert "changed=0" in done.stdout

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What the proxy's variables mean: the NAS that answer together, as Nginx takes them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
+    entries,
+    has_keys,
+    named,
+)
+
+KEYS = {"weight", "backup", "down", "address"}
+MOST = 100  # weight
+
+
+def proxy_members(
+    pool: Any, hosts: Mapping[str, Mapping[str, Any]], own: str
+) -> list[dict[str, Any]]:
+    """Return the NAS that answer together, this one first; each with ``name``, ``address`` (as a
+    URL has it; this one's is its own), ``weight``, ``backup``, ``down``. None without a pool.
+
+    :param pool: ``proxy_pool``, names of hosts.
+    :param hosts: by name, what the inventory says of each: ``address`` by which Ansible reaches it,
+        and ``member``, its ``proxy_member``.
+    :param own: the name of this host.
+    :raises AnsibleFilterError: names the variable, its value, and the remedy.
+    """
+    names = [str(name) for name in entries("proxy_pool", pool)]
+    if not names:
+        return []
+    for name in names:
+        if name not in hosts:
+            raise AnsibleFilterError(f"proxy_pool={names}: the inventory has no host {name!r}")
+        if names.count(name) > 1:
+            raise AnsibleFilterError(f"proxy_pool={names}: {name!r} is named twice")
+    if own not in names:
+        raise AnsibleFilterError(
+            f"proxy_pool={names}: {own!r} itself is not in it; give the variable to those that are"
+        )
+    members = [_member(name, hosts[name], name == own) for name in sorted(names, key=own.__ne__)]
+    if all(member["backup"] for member in members):
+        raise AnsibleFilterError(
+            f"proxy_pool={names}: all are backup, so there is nobody to stand in for"
+        )
+    if all(member["down"] for member in members):
+        raise AnsibleFilterError(f"proxy_pool={names}: all are down, so nobody is left to answer")
+    return members
+
+
+def _member(name: str, host: Mapping[str, Any], own: bool) -> dict[str, Any]:
+    given = host["member"]
+    where = f"{name}: {named('proxy_member', given)}"
+    has_keys("it", given, KEYS, where)
+    weight = given.get("weight", 1)
+    if isinstance(weight, bool) or not isinstance(weight, int) or not 1 <= weight <= MOST:
+        raise AnsibleFilterError(f"{where}: weight is a whole number from 1 to {MOST}")
+    for key in ("backup", "down"):
+        if not isinstance(given.get(key, False), bool):
+            raise AnsibleFilterError(f"{where}: {key} is true or false")
+    return {
+        "name": name,
+        "address": "127.0.0.1" if own else _address(given.get("address", host["address"]), where),
+        "weight": weight,
+        "backup": given.get("backup", False),
+        "down": given.get("down", False),
+    }
+
+
+def _address(given: Any, where: str) -> str:
+    """A name would be looked up when Nginx starts, which does not start without an answer."""
+    try:
+        address = ipaddress.ip_address(str(given))
+    except ValueError:
+        raise AnsibleFilterError(
+            f"{where}: address={given!r} (by default ansible_host) is no IP address; give one by "
+            "which the others reach this NAS"
+        ) from None
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+class FilterModule:
+    """What Ansible looks for."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters by name."""
+        return {"proxy_members": proxy_members}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""The NAS that answer together, and what cannot be one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_collections.nas.assistant.plugins.filter.proxy import proxy_members
+
+POOL = ["one", "two", "three"]
+
+
+def hosts(**members: Any) -> dict[str, dict[str, Any]]:
+    addresses = {
+        "one": "192.0.2.1",
+        "two": "192.0.2.2",
+        "three": "2001:db8::3",
+        "named": "nas.local",
+    }
+    return {
+        name: {"address": address, "member": members.get(name, {})}
+        for name, address in addresses.items()
+    }
+
+
+def test_this_one_comes_first_and_asks_itself_at_home() -> None:
+    given = hosts(one={"weight": 3}, two={"backup": True}, three={"down": True})
+    members = proxy_members(POOL, given, "two")
+    assert [member["name"] for member in members] == ["two", "one", "three"]
+    assert [member["address"] for member in members] == ["127.0.0.1", "192.0.2.1", "[2001:db8::3]"]
+    assert [member["weight"] for member in members] == [1, 3, 1]
+    assert [member["backup"] for member in members] == [True, False, False]
+    assert [member["down"] for member in members] == [False, False, True]
+
+
+def test_no_pool() -> None:
+    assert proxy_members([], hosts(), "one") == []
+
+
+def test_another_address_than_ansible_has() -> None:
+    given = hosts(named={"address": "192.0.2.9"})
+    members = proxy_members(["one", "named"], given, "one")
+    assert members[1]["address"] == "192.0.2.9"
+
+
+REFUSED: list[tuple[Any, dict[str, Any], str]] = [
+    ("one", {}, "proxy_pool='one': give a list"),
+    (["one", "four"], {}, "the inventory has no host 'four'"),
+    (["one", "one"], {}, "'one' is named twice"),
+    (["two", "three"], {}, "'one' itself is not in it"),
+    (["one", "named"], {}, "address='nas.local' (by default ansible_host) is no IP address"),
+    (POOL, {"two": {"weight": 0}}, "two: proxy_member: {'weight': 0}: weight is a whole number"),
+    (POOL, {"two": {"weight": True}}, "weight is a whole number from 1 to 100"),
+    (POOL, {"two": {"backup": "yes"}}, "backup is true or false"),
+    (POOL, {"two": {"role": "backup"}}, "with some of address, backup, down, weight"),
+    (POOL, {"two": "backup"}, "is a dictionary"),
+    (POOL, {name: {"backup": True} for name in POOL}, "nobody to stand in for"),
+    (POOL, {name: {"down": True} for name in POOL}, "nobody is left to answer"),
+]
+
+
+@pytest.mark.parametrize(("pool", "members", "said"), REFUSED)
+def test_what_is_no_pool(pool: Any, members: dict[str, Any], said: str) -> None:
+    with pytest.raises(AnsibleFilterError) as error:
+        proxy_members(pool, hosts(**members), "one")
+    assert said in str(error.value)
