@@ -57,6 +57,7 @@ test-vm: prepare ## Run the tests that need a kernel or a CPU of their own, on a
 # Molecule's tests leave out what takes long and differs little, unless this is set.
 test-full: export NAS_ASSISTANT_FULL = 1
 test-full: test ## Run the long tests too: interrupted runs, a fleet, the other Debian
+	$(IN_VENV) molecule test --scenario-name fleet
 	$(IN_VENV) pytest tests/full
 
 .PHONY: bench
@@ -67,6 +68,7 @@ bench: models ## Measure the service against the bare engine, the demo cold and 
 	$(IN_VENV) python tests/bench/bench_snapshots.py .lab/bench/snapshots.json
 	$(IN_VENV) python tests/bench/bench_backup.py .lab/bench/backup.json
 	$(IN_VENV) python tests/bench/bench_base.py .lab/bench/base.json $(DEVSEC)
+	$(IN_VENV) python tests/bench/bench_front.py .lab/bench/front.json
 	$(IN_VENV) python tests/bench/bench_neighbour.py .lab/bench/neighbour.json
 	$(IN_VENV) python tests/bench/bench_network.py .lab/bench/network.json
 	$(IN_VENV) python tests/bench/bench_pressure.py .lab/bench/pressure.json

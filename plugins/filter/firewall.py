@@ -16,6 +16,7 @@ from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
     listed,
     named,
 )
+from ansible_collections.nas.assistant.plugins.plugin_utils._networks import networks
 
 Rule = dict[str, Any]
 KEYS = {"service", "name", "ports", "protocol", "from", "interfaces"}
@@ -109,29 +110,11 @@ def _rules(
     interfaces = [str(item) for item in listed(entry.get("interfaces") or [])]
     if not all(INTERFACE.fullmatch(item) for item in interfaces):
         raise AnsibleFilterError(f"{where}: interfaces are names such as eth0")
-    networks = _networks(listed(entry.get("from") or ["lan"]), lan, where)
+    sources = networks(listed(entry.get("from") or ["lan"]), lan, where)
     return [
-        {"name": name, "protocol": each, "ports": ports, "interfaces": interfaces, **networks}
+        {"name": name, "protocol": each, "ports": ports, "interfaces": interfaces, **sources}
         for each in PROTOCOLS[protocol]
     ]
-
-
-def _networks(sources: list[Any], lan: list[str], where: str) -> dict[str, list[str] | None]:
-    words = [word for source in sources for word in (lan if source == "lan" else [source])]
-    if "any" in words:
-        return {"v4": None, "v6": None}
-    found: dict[str, list[str] | None] = {"v4": [], "v6": []}
-    try:
-        networks: list[Any] = [ipaddress.ip_network(str(word)) for word in words]
-    except ValueError as error:
-        raise AnsibleFilterError(
-            f"{where}: {error}; sources are lan, any, or networks such as 192.0.2.0/24"
-        ) from None
-    for version in (4, 6):
-        # One network inside another says nothing more, and nft refuses them side by side.
-        mine = [network for network in networks if network.version == version]
-        found[f"v{version}"] = [str(network) for network in ipaddress.collapse_addresses(mine)]
-    return found
 
 
 def _port(item: Any, where: str) -> str:

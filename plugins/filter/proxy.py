@@ -14,6 +14,7 @@ from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
     has_keys,
     named,
 )
+from ansible_collections.nas.assistant.plugins.plugin_utils._networks import networks
 
 KEYS = {"weight", "backup", "down", "address"}
 MOST = 100  # weight
@@ -23,11 +24,12 @@ def proxy_members(
     pool: Any, hosts: Mapping[str, Mapping[str, Any]], own: str
 ) -> list[dict[str, Any]]:
     """Return the NAS that answer together, this one first; each with ``name``, ``address`` (as a
-    URL has it; this one's is its own), ``weight``, ``backup``, ``down``. None without a pool.
+    URL has it; this one's is its own), ``weight``, ``backup``, ``down``,
+    ``port``. None without a pool.
 
     :param pool: ``proxy_pool``, names of hosts.
     :param hosts: by name, what the inventory says of each: ``address`` by which Ansible reaches it,
-        and ``member``, its ``proxy_member``.
+        ``port``, its ``proxy_pool_port``, and ``member``, its ``proxy_member``.
     :param own: the name of this host.
     :raises AnsibleFilterError: names the variable, its value, and the remedy.
     """
@@ -69,6 +71,7 @@ def _member(name: str, host: Mapping[str, Any], own: bool) -> dict[str, Any]:
         "weight": weight,
         "backup": given.get("backup", False),
         "down": given.get("down", False),
+        "port": int(host["port"]),
     }
 
 
@@ -76,6 +79,8 @@ def _address(given: Any, where: str) -> str:
     """A name would be looked up when Nginx starts, which does not start without an answer."""
     try:
         address = ipaddress.ip_address(str(given))
+        if getattr(address, "scope_id", None):  # a link-local one, of no use to Nginx
+            raise ValueError
     except ValueError:
         raise AnsibleFilterError(
             f"{where}: address={given!r} (by default ansible_host) is no IP address; give one by "
@@ -84,9 +89,21 @@ def _address(given: Any, where: str) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
+def proxy_networks(sources: Any, lan: list[str]) -> list[str] | None:
+    """Return the networks that ``proxy_admin_from`` stands for; ``None`` stands for all.
+
+    :raises AnsibleFilterError: one is neither ``lan``, ``any`` nor a network.
+    """
+    given = entries("proxy_admin_from", sources)
+    found = networks(given, lan, f"proxy_admin_from={given}")
+    if found["v4"] is None or found["v6"] is None:
+        return None
+    return [*found["v4"], *found["v6"]]
+
+
 class FilterModule:
     """What Ansible looks for."""
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
-        return {"proxy_members": proxy_members}
+        return {"proxy_members": proxy_members, "proxy_networks": proxy_networks}

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.plugin_utils._findings import (
@@ -16,22 +16,25 @@ from ansible_collections.nas.assistant.plugins.plugin_utils._findings import (
 
 GOOD, NOTE, WARNING, BAD = "good", "note", "warning", "bad"
 VERDICTS = {GOOD: "well", WARNING: "needs a look", BAD: "needs help"}
-#: Free room in percent; ages and what a certificate has left in days.
+#: Free room in percent; days that a certificate has left, and that lists of packages are old;
+#: hours after which a copy that was due should be there.
 LIMITS = {
     "room_good": 10,
     "room_least": 3,
     "certificate": 21,
-    "backup": 2,
-    "backup_full": 9,
-    "drill": 40,
-    "packages": 30,
+    "late": 24,
+    "packages": 14,
 }
-DAY, HOUR = 86400, 3600
+DAY, HOUR, MINUTE = 86400, 3600, 60
+# What is said of a disk that is not well: verdict and remedy.
 ILL = {
-    "failing": "make a copy of what is on it now, and replace it",
-    "silent": "see what the kernel says of it (journalctl -k), and have a copy of what is on it",
-    "hot": "give it air: heat makes it slow, and shortens its life",
-    "worn": "have a new one ready",
+    "failing": (BAD, "make a copy of what is on it now, and replace it"),
+    "silent": (
+        WARNING,
+        "see what the kernel says of it (journalctl -k), and have a copy of what is on it",
+    ),
+    "hot": (WARNING, "give it air: heat makes it slow, and shortens its life"),
+    "worn": (WARNING, "have a new one ready"),
 }
 
 
@@ -47,17 +50,24 @@ def status_findings(
     """
     allowed = checked("status_limits", limits or {}, LIMITS)
     now = int(status["now"])
-    found = [
-        *_assistant(status["assistant"]),
-        *_certificates(status["certificates"], now, allowed["certificate"]),
-        *_rooms(status["rooms"], allowed),
-        *_drives(status["drives"]),
-        *_pools(status["pools"]),
-        *_snapshots(status["snapshots"], now),
-        *_copies(status["copies"], now, allowed),
-        *_units(status["failed_units"]),
-        *_packages(status["packages"], now, allowed["packages"]),
-    ]
+    judges: dict[str, Callable[[Any], Iterator[Finding]]] = {
+        "assistant": lambda part: _assistant(part, now),
+        "front": _front,
+        "certificates": lambda part: _certificates(part, now, allowed["certificate"]),
+        "rooms": lambda part: _rooms(part, allowed),
+        "drives": _drives,
+        "pools": _pools,
+        "not_mounted": _mounts,
+        "snapshots": lambda part: _snapshots(part, now),
+        "copies": lambda part: _copies(part, now, allowed["late"] * HOUR),
+        "failed_units": _units,
+        "packages": lambda part: _packages(part, now, allowed["packages"]),
+    }
+    blind = {each["part"]: each["why"] for each in status["blind"]}
+    found = [each for part in judges if part not in blind for each in judges[part](status[part])]
+    reason, remedy = "what is wrong there goes unseen", "see what the NAS says of it (journalctl)"
+    found += [finding(part, WARNING, f"no look: {why}", "", reason, remedy)
+              for part, why in blind.items()]  # fmt: skip
     order = [BAD, WARNING, NOTE, GOOD]
     return sorted(found, key=lambda each: order.index(each["verdict"]))
 
@@ -70,15 +80,15 @@ def status_verdict(findings: Sequence[Finding]) -> str:
 
 def status_summary(status: Mapping[str, Any]) -> dict[str, str]:
     """Return what the line of a NAS says in the table of a fleet: ``models``, ``free`` (of the
-    fullest filesystem), ``copy`` (age of the oldest), ``packages`` (age).
+    fullest filesystem), ``copy`` (age of the oldest), ``packages`` to upgrade.
     """
     now, copies = int(status["now"]), [int(each["success"]) for each in status["copies"]]
     free = [100 * room["free"] / max(1, room["size"]) for room in status["rooms"]]
     return {
-        "models": ", ".join(status["assistant"]["models"]),
+        "models": ", ".join(status["assistant"].get("models", [])),
         "free": f"{min(free):.0f} %" if free else "",
         "copy": ("none yet" if not min(copies) else _age(now, min(copies))) if copies else "",
-        "packages": _age(now, int(status["packages"]["changed"])),
+        "packages": str(len(status["packages"].get("pending", []))),
     }
 
 
@@ -87,11 +97,10 @@ def status_lines(report: Mapping[str, Any]) -> list[str]:
     return [f"{report['host']}: {report['verdict']}", *table(report["findings"])]
 
 
-def _assistant(found: Mapping[str, Any]) -> Iterator[Finding]:
+def _assistant(found: Mapping[str, Any], now: int) -> Iterator[Finding]:
     version = f"version {found['version']}, " if found["version"] else ""
-    value = f"{version}models {', '.join(found['models'])}" if found["ready"] else found["reason"]
     if found["ready"]:
-        yield finding("assistant", GOOD, value)
+        yield finding("assistant", GOOD, f"{version}models {', '.join(found['models'])}")
     elif found["state"] == "missing":
         reason = "nothing answers questions"
         yield finding("assistant", BAD, "no container", "", reason, "run nas.assistant.site")
@@ -99,39 +108,57 @@ def _assistant(found: Mapping[str, Any]) -> Iterator[Finding]:
         yield finding(
             "assistant",
             BAD,
-            f"{found['state']}, {value}",
+            f"{found['state']}, {found['problem'] or found['reason']}",
             "ready",
             "it answers no question",
-            "see what it says (docker logs nas-assistant), then run nas.assistant.site",
+            "see what it says (systemctl status docker, docker logs nas-assistant), then run "
+            "nas.assistant.site",
         )
     if found["restarts"]:
-        yield finding(
-            "restarts",
-            WARNING,
-            f"{found['restarts']} since it was made",
-            "",
-            "it ended by itself",
-            "see why (docker logs nas-assistant)",
-        )
+        ago = now - int(found["since"])
+        reason, remedy = "it ended by itself", "see why (docker logs nas-assistant)"
+        value = f"{found['restarts']}, the last {_age(now, found['since'])}"
+        lately = ago < 7 * DAY
+        yield finding("restarts", WARNING if lately else NOTE, value, "", reason, remedy)
+    if found["drained"]:
+        reason, remedy = "the others of its pool do its work", "rm /run/nas-assistant-drained"
+        yield finding("pool", WARNING, "drained, it takes nothing new", "", reason, remedy)
+
+
+def _front(found: Mapping[str, Any]) -> Iterator[Finding]:
+    if not found:
+        return
+    # 503 is Nginx's own word, or the assistant's, for one that is not ready: said elsewhere.
+    if found["status"] in (200, 503):
+        yield finding("front", GOOD, "Nginx answers")
+        return
+    value = f"status {found['status']}" if found["status"] else found["reason"]
+    reason, remedy = (
+        "no client gets in",
+        "see why (systemctl status nginx), run nas.assistant.proxy",
+    )
+    yield finding("front", BAD, value, "200", reason, remedy)
 
 
 def _certificates(
     certificates: Iterable[Mapping[str, Any]], now: int, least: float
 ) -> Iterator[Finding]:
     for each in certificates:
+        name = str(each["path"]).rpartition("/")[2].removesuffix(".crt")
+        check = "certificate" if name == "server" else f"certificate {name}"
         left = (int(each["expires"]) - now) / DAY
         limit, renew = f"{least:g} days", "run nas.assistant.proxy, which makes a new one"
         if not each["expires"]:
             reason = "clients cannot connect"
-            yield finding("certificate", BAD, "it cannot be read", limit, reason, renew)
+            yield finding(check, BAD, "it cannot be read", limit, reason, renew)
         elif left <= 0:
             reason = "clients refuse it"
-            yield finding("certificate", BAD, f"expired {-left:.0f} days ago", limit, reason, renew)
+            yield finding(check, BAD, f"expired {-left:.0f} days ago", limit, reason, renew)
         elif left < least:
             reason = "clients will refuse it then"
-            yield finding("certificate", WARNING, f"{left:.0f} days left", limit, reason, renew)
+            yield finding(check, WARNING, f"{left:.0f} days left", limit, reason, renew)
         else:
-            yield finding("certificate", GOOD, f"{left:.0f} days left", limit)
+            yield finding(check, GOOD, f"{left:.0f} days left", limit)
 
 
 def _rooms(rooms: Iterable[Mapping[str, Any]], limits: Mapping[str, float]) -> Iterator[Finding]:
@@ -153,68 +180,86 @@ def _rooms(rooms: Iterable[Mapping[str, Any]], limits: Mapping[str, float]) -> I
 
 def _drives(drives: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
     for drive in drives:
-        check = f"disk {drive['name']}"
-        if drive["health"] in ILL:
-            reason = "it is not well"
-            yield finding(check, WARNING, drive["health"], "good", reason, ILL[drive["health"]])
-        elif drive["health"]:
-            yield finding(check, GOOD, drive["health"])
+        check, health = f"disk {drive['name']}", drive["health"]
+        if health in ILL:
+            verdict, remedy = ILL[health]
+            yield finding(check, verdict, health, "good", "it is not well", remedy)
+        elif health:
+            yield finding(check, GOOD, health)
 
 
 def _pools(pools: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
     for pool in pools:
-        check, problems = f"pool {pool['name']}", ", ".join(pool["problems"])
-        if problems:
+        check = f"pool {pool['name']}"
+        if pool["missing"]:
+            value = f"missing: {', '.join(pool['missing'])}"
             reason = "one more fault may lose data"
-            remedy = "replace the disk (docs/storage.md)"
-            yield finding(check, BAD, problems, "whole", reason, remedy)
+            yield finding(check, BAD, value, "whole", reason, "replace the disk (docs/storage.md)")
+        elif pool["errors"]:
+            yield finding(
+                check,
+                WARNING,
+                ", ".join(pool["errors"]),
+                "no errors",
+                "a disk gave back other data than was written, or none",
+                "scrub it; where that adds to them, replace the disk; where not, count anew "
+                "(btrfs device stats -z)",
+            )
         else:
             yield finding(check, GOOD, f"{pool['kind']}, whole")
+
+
+def _mounts(paths: Iterable[str]) -> Iterator[Finding]:
+    for path in paths:
+        reason = "what is written there lands elsewhere, and what was there is not seen"
+        remedy = f"see why (systemctl status '{path}'), and whether its disks are there"
+        yield finding(f"volume {path}", BAD, "not mounted", "", reason, remedy)
 
 
 def _snapshots(volumes: Iterable[Mapping[str, Any]], now: int) -> Iterator[Finding]:
     for each in volumes:
         check = f"snapshots of {each['volume']}"
         late = 2 * each["every"] + HOUR
-        if now - each["newest"] > late:
+        # One that is dated ahead, by a clock that was wrong, says nothing of those since.
+        if not -HOUR < now - each["newest"] <= late:
             value = f"the newest is {_age(now, each['newest'])}" if each["newest"] else "none"
             yield finding(
                 check,
                 WARNING,
                 value,
                 f"every {_span(each['every'])}",
-                "what is deleted by mistake is gone",
-                "see why (journalctl -u nas-snapshots)",
+                "what is deleted by mistake may be gone",
+                "see why (journalctl -u nas-snapshots, btrfs subvolume list -s)",
             )
         else:
             yield finding(check, GOOD, f"{each['count']}, the newest {_age(now, each['newest'])}")
 
 
-def _copies(
-    copies: Iterable[Mapping[str, Any]], now: int, limits: Mapping[str, float]
-) -> Iterator[Finding]:
+def _copies(copies: Iterable[Mapping[str, Any]], now: int, late: float) -> Iterator[Finding]:
     for copy in copies:
-        days = limits["backup_full" if copy["full"] else "backup"]
         see = f"see why (journalctl -u nas-backup@{copy['name']})"
-        yield _aged(f"copy {copy['name']}", copy, "", now, days, see)
+        yield _done(f"copy {copy['name']}", copy, "", now, late, see)
         see = f"see why (journalctl -u nas-drill@{copy['name']})"
-        yield _aged(f"drill of {copy['name']}", copy, "drill_", now, limits["drill"], see)
+        yield _done(f"drill of {copy['name']}", copy, "drill_", now, late, see)
 
 
-def _aged(check: str, copy: Mapping[str, Any], of: str, now: int, days: float, see: str) -> Finding:
-    success, cause, limit = copy[f"{of}success"], copy[f"{of}cause"], f"{days:g} days"
+def _done(check: str, copy: Mapping[str, Any], of: str, now: int, late: float, see: str) -> Finding:
+    success, cause, due = copy[f"{of}success"], copy[f"{of}cause"], copy[f"{of}due"]
     what = "a copy that nobody read back may be none" if of else "what changed since has no copy"
+    ago = f"the last success {_age(now, success)}" if success else "no success before"
     if cause:
-        since = f", the last success {_age(now, success)}" if success else ", no success before"
-        return finding(check, BAD, f"failed: {cause}{since}", limit, what, see)
+        return finding(check, BAD, f"failed: {cause}, {ago}", "", what, see)
+    if success > now + HOUR:
+        return finding(check, WARNING, f"dated {_age(now, success)}", "", what, "set the clock")
+    if due and success < due < now - late:
+        value = f"due {_age(now, due)}, {ago}"
+        return finding(check, WARNING if of else BAD, value, "", what, see)
     if not success:
-        # A new copy has its first run in the night, and its first drill within a month.
-        verdict = NOTE if of else WARNING
-        return finding(check, verdict, "not yet", limit, what, "" if of else "wait for the night")
-    if now - success > days * DAY:
-        return finding(check, WARNING if of else BAD, _age(now, success), limit, what, see)
+        # Made by hand only, or its time has not come: the first night, the first month.
+        value = "not yet" if due is not None else "none, and no timer makes one"
+        return finding(check, NOTE, value, "", what)
     points = "" if of else f", {copy['points']} restore points"
-    return finding(check, GOOD, f"{_age(now, success)}{points}", limit)
+    return finding(check, GOOD, f"{_age(now, success)}{points}")
 
 
 def _units(units: Sequence[str]) -> Iterator[Finding]:
@@ -224,13 +269,19 @@ def _units(units: Sequence[str]) -> Iterator[Finding]:
 
 
 def _packages(packages: Mapping[str, Any], now: int, most: float) -> Iterator[Finding]:
-    last = max(packages["changed"], packages["fetched"])
-    value, limit = f"last looked after {_age(now, last)}", f"{most:g} days"
-    if now - last > most * DAY:
-        reason, remedy = "holes that are known stay open", "apt update && apt upgrade"
-        yield finding("packages", WARNING, value, limit, reason, remedy)
+    fetched, pending = packages["fetched"], len(packages["pending"])
+    remedy = "apt update && apt upgrade"
+    if packages["security"]:
+        value = f"{pending} to upgrade, {packages['security']} of them close holes"
+        yield finding("packages", WARNING, value, "0", "holes that are known stay open", remedy)
+    elif now - fetched > most * DAY:
+        value = f"nobody looked for new ones since {_age(now, fetched)}"
+        if not fetched:
+            value = "nobody ever looked for new ones"
+        reason = "holes that are known stay open"
+        yield finding("packages", WARNING, value, f"{most:g} days", reason, remedy)
     else:
-        yield finding("packages", GOOD, value, limit)
+        yield finding("packages", GOOD, f"{pending} to upgrade, as of {_age(now, fetched)}")
     if packages["reboot"]:
         value = ", ".join(packages["reboot"])
         reason = "what was upgraded is not in use yet"
@@ -238,14 +289,11 @@ def _packages(packages: Mapping[str, Any], now: int, most: float) -> Iterator[Fi
 
 
 def _age(now: int, then: int) -> str:
-    seconds = now - then
-    if seconds < 0:
-        return "in the future"
-    return f"{_span(seconds)} ago"
+    return f"in {_span(then - now)}" if then > now else f"{_span(now - then)} ago"
 
 
 def _span(seconds: int) -> str:
-    for size, unit in ((DAY, "d"), (HOUR, "h"), (60, "min")):
+    for size, unit in ((DAY, "d"), (HOUR, "h"), (MINUTE, "min")):
         if seconds >= 2 * size or (seconds >= size and seconds % size == 0):
             return f"{seconds // size} {unit}"
     return f"{seconds} s"

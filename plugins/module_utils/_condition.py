@@ -11,6 +11,9 @@ import contextlib
 import json
 import os
 import re
+import ssl
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,26 +22,37 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _docker_cli as docker_cli,
     _gateway as gateway,
     _snapshot_plan as plan,
+    _systemd as systemd,
+    _zfs_snapshots as zfs_snapshots,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._commands import answer
 from ansible_collections.nas.assistant.plugins.module_utils._sysfs import text
 
 Found = dict[str, Any]
 _VERSION = "org.opencontainers.image.version"
+_PATIENCE = 30  # seconds for a command: one that asks a disk which is gone never ends
 _RECORD = ("run", "success", "cause", "points", "drill_run", "drill_success", "drill_cause")
+# While it is there, a member of a pool of NAS takes nothing new of it; the proxy role has it too.
+_DRAINED = "/run/nas-assistant-drained"
 
 
 def assistant(container: str, socket: str) -> Found:
-    """Look at the container and ask the service in it."""
-    found: Found = {"state": "missing", "since": "", "restarts": 0, "image": "", "version": ""}
-    with contextlib.suppress(docker_cli.DockerError):
-        said = docker_cli.run(["docker", "container", "inspect", container], timeout=30)
+    """Look at the container and ask the service in it. ``state``: Docker's, ``missing`` where there
+    is no container, and ``unknown`` where Docker does not say; then ``problem`` is what it said.
+    """
+    found: Found = {"state": "missing", "since": 0, "restarts": 0, "image": "", "version": ""}
+    found["problem"] = ""
+    try:
+        said = docker_cli.run(["docker", "container", "inspect", container], timeout=_PATIENCE)
         (inspected,) = json.loads(said)
         found["state"] = str(inspected["State"]["Status"])
-        found["since"] = str(inspected["State"]["StartedAt"])
+        found["since"] = _moment(str(inspected["State"]["StartedAt"]))
         found["restarts"] = int(inspected["RestartCount"])
         found["image"] = str(inspected["Config"]["Image"])
         found["version"] = str((inspected["Config"]["Labels"] or {}).get(_VERSION, ""))
+    except docker_cli.DockerError as error:
+        if "No such container" not in str(error) and "not found" not in str(error):
+            found["state"], found["problem"] = "unknown", str(error).splitlines()[-1]
     status, body = gateway.ask(socket)
     models = body.get("models")
     return {
@@ -46,12 +60,28 @@ def assistant(container: str, socket: str) -> Found:
         "ready": status == 200,
         "reason": "" if status == 200 else gateway.reason(body),
         "models": list(models) if isinstance(models, list) else [],
+        "drained": os.path.exists(_DRAINED),
     }
+
+
+def front(url: str) -> Found:
+    """Ask the assistant as clients do, through Nginx; its certificate is judged elsewhere."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=_PATIENCE) as response:
+            return {"url": url, "status": response.status, "reason": ""}
+    except urllib.error.HTTPError as error:
+        return {"url": url, "status": error.code, "reason": ""}
+    except OSError as error:
+        return {"url": url, "status": 0, "reason": str(getattr(error, "reason", error))}
 
 
 def certificate(path: str) -> Found:
     """Say when a certificate ends; 0 where it cannot be read."""
-    said = answer(["openssl", "x509", "-in", path, "-noout", "-enddate", "-dateopt", "iso_8601"])
+    command = ["openssl", "x509", "-in", path, "-noout", "-enddate", "-dateopt", "iso_8601"]
+    said = answer(command, _PATIENCE)
     return {"path": path, "expires": parse_enddate(said)}
 
 
@@ -71,10 +101,13 @@ def snapshots(settings: Mapping[str, Any]) -> list[Found]:
         ours = [each for each in map(plan.entry, _names(wish.folder)) if each]
         times = [each.time for each in ours if each.name == wish.name and not each.draft]
         found.append(_aged(wish.path, wish.every, [time for time in times if time]))
-    for dataset in settings.get("datasets", []):
-        name, every = str(dataset["dataset"]), plan.duration("every", dataset.get("every", 0))
-        listed = answer(["zfs", "list", "-Hp", "-t", "snapshot", "-o", "creation", "-d", "1", name])
-        found.append(_aged(name, every, [int(line) for line in listed.split()]))
+    for wish in zfs_snapshots.wishes(settings.get("datasets", [])):
+        command = ["zfs", "list", "-Hp", "-t", "snapshot", "-d", "1", wish.path]
+        rows = answer([*command, "-o", f"creation,{zfs_snapshots.PROPERTY}"], _PATIENCE)
+        cells = [row.split("\t") for row in rows.splitlines()]
+        found.append(
+            _aged(wish.path, wish.every, [int(made) for made, mark in cells if mark != "-"])
+        )
     return found
 
 
@@ -83,25 +116,43 @@ def _aged(volume: str, every: int, times: Sequence[int]) -> Found:
 
 
 def copies(settings: Mapping[str, Any]) -> list[Found]:
-    """Say of each copy how its last run and its last drill went.
+    """Say of each copy how its last run and its last drill went, and when each was last due.
+
+    ``due`` and ``drill_due``: when its timer last elapsed; None where it has no timer that runs.
 
     :param settings: what the backup role left on the NAS (``backup.json``).
     """
     found = []
     for copy in settings.get("copies", []):
-        record = _json(os.path.join(settings["state"], copy["name"], "record.json"))
+        name = str(copy["name"])
+        try:
+            record = _json(os.path.join(settings["state"], name, "record.json"))
+        except ValueError as error:
+            record = {"cause": f"its record is damaged: {error}"}
         told = {key: record.get(key, "" if key.endswith("cause") else 0) for key in _RECORD}
-        found.append({"name": copy["name"], "full": copy["full"], **told})
+        due = {"due": _elapsed(f"nas-backup-{name}.timer")}
+        due["drill_due"] = _elapsed(f"nas-drill-{name}.timer")
+        found.append({"name": name, **told, **due})
     return found
 
 
+def _elapsed(timer: str) -> int | None:
+    wanted = "--property=ActiveState,LastTriggerUSec"
+    said = answer(["systemctl", "show", timer, wanted, "--timestamp=us+utc"], _PATIENCE)
+    found = dict(line.partition("=")[::2] for line in said.splitlines())
+    if found.get("ActiveState") != "active":
+        return None
+    return int(systemd.timestamp(found.get("LastTriggerUSec", "")))
+
+
 def pools(root: str = "/sys") -> list[Found]:
-    """Say of each pool of several disks what is wrong with it."""
+    """Say of each pool of several disks what of it is missing, and what errors were counted."""
     found = [*_btrfs(os.path.join(root, "fs/btrfs")), *_md(os.path.join(root, "block"))]
-    for line in answer(["zpool", "list", "-H", "-o", "name,health"]).splitlines():
-        name, health = line.split("\t")
-        problem = [] if health == "ONLINE" else [health]
-        found.append({"name": name, "kind": "zfs", "problems": problem})
+    for name in answer(["zpool", "list", "-H", "-o", "name"], _PATIENCE).split():
+        said = answer(["zpool", "status", "-x", name], _PATIENCE)
+        status = re.search(r"^ *(?:status|state): *(.*)", said, re.MULTILINE)
+        missing = [] if "is healthy" in said else [status[1] if status else "it does not say"]
+        found.append({"name": name, "kind": "zfs", "missing": missing, "errors": []})
     return found
 
 
@@ -110,47 +161,60 @@ def _btrfs(folder: str) -> list[Found]:
     for uuid in _names(folder):
         if len(uuid) != 36:  # features
             continue
-        problems = []
+        pool: Found = {"name": text(folder, uuid, "label") or uuid, "kind": "btrfs"}
+        pool |= {"missing": [], "errors": []}
         for device in _names(os.path.join(folder, uuid, "devinfo")):
             place = os.path.join(folder, uuid, "devinfo", device)
-            if text(os.path.join(place, "missing")) == "1":
-                problems.append(f"device {device} is missing")
-            lines = text(os.path.join(place, "error_stats")).splitlines()
-            counts = [line.split() for line in lines]
-            wrong = [f"{count} {name}" for name, count in counts if count != "0"]
-            if wrong:
-                problems.append(f"device {device} had {', '.join(wrong)}")
-        name = text(os.path.join(folder, uuid, "label")) or uuid
-        found.append({"name": name, "kind": "btrfs", "problems": problems})
+            if text(place, "missing") == "1":
+                pool["missing"].append(f"device {device}")
+            # "invalid" where the filesystem has not read them.
+            counts = re.findall(r"^(\w+) ([1-9]\d*)$", text(place, "error_stats"), re.MULTILINE)
+            pool["errors"] += [f"device {device}: {count} {name}" for name, count in counts]
+        found.append(pool)
     return found
 
 
 def _md(folder: str) -> list[Found]:
     found = []
     for name in _names(folder):
-        lost = text(os.path.join(folder, name, "md/degraded"))
+        lost = text(folder, name, "md/degraded")
         if lost:
-            problem = [] if lost == "0" else [f"{lost} of its disks are missing"]
-            found.append({"name": name, "kind": "md", "problems": problem})
+            missing = [] if lost == "0" else [f"{lost} of its disks"]
+            found.append({"name": name, "kind": "md", "missing": missing, "errors": []})
     return found
+
+
+def not_mounted(paths: Sequence[str]) -> list[str]:
+    """Return those of the paths that nothing is mounted at."""
+    return [path for path in paths if not os.path.ismount(path)]
 
 
 def failed_units() -> list[str]:
     """Return the units of systemd that failed."""
-    said = answer(["systemctl", "list-units", "--state=failed", "--plain", "--no-legend"])
-    return [line.split()[0] for line in said.splitlines() if line.strip()]
+    command = ["systemctl", "list-units", "--state=failed", "--plain", "--no-legend"]
+    return [line.split()[0] for line in answer(command, _PATIENCE).splitlines() if line.strip()]
 
 
 def packages(root: str = "/") -> Found:
-    """Say when packages were last changed and their lists last fetched, and which want a reboot."""
-    wanting = text(os.path.join(root, "run/reboot-required.pkgs")).split()
+    """Say when the lists of packages were last fetched, what would be upgraded by them, how many of
+    those close holes (``security``), and what wants a reboot.
+    """
+    wanting = text(root, "run/reboot-required.pkgs").split()
     if not wanting and os.path.exists(os.path.join(root, "run/reboot-required")):
         wanting = ["it does not say which"]
+    said = answer(["apt-get", "--simulate", "-o", "Debug::NoLocking=1", "upgrade"], _PATIENCE)
     return {
-        "changed": _modified(os.path.join(root, "var/lib/dpkg/status")),
         "fetched": _modified(os.path.join(root, "var/lib/apt/lists")),
+        **parse_upgrade(said),
         "reboot": sorted(set(wanting)),
     }
+
+
+def parse_upgrade(said: str) -> Found:
+    """Return the packages in what ``apt-get --simulate upgrade`` prints."""
+    rows = [line for line in said.splitlines() if line.startswith("Inst ")]
+    names = [line.split()[1] for line in rows]
+    return {"pending": names, "security": sum("-Security:" in line for line in rows)}
 
 
 def settings(path: str) -> Found:
@@ -159,11 +223,22 @@ def settings(path: str) -> Found:
 
 
 def _json(path: str) -> Found:
+    """What is not there says nothing. Raises ValueError for what is no dictionary."""
     try:
         with open(path, encoding="utf-8") as stream:
-            return dict(json.load(stream))
+            found = json.load(stream)
     except FileNotFoundError:
         return {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no dictionary")
+    return found
+
+
+def _moment(said: str) -> int:
+    """Seconds since the epoch of a time as Docker says it; 0 for what never was."""
+    with contextlib.suppress(ValueError):
+        return max(0, int(datetime.fromisoformat(f"{said[:19]}+00:00").timestamp()))
+    return 0
 
 
 def _names(folder: str) -> list[str]:

@@ -98,7 +98,7 @@ def edited(wanted: Wanted, found: Found) -> Wanted:
 
 
 def look(wanted: Wanted) -> Found:
-    """Read a file as it is; content only where content counts."""
+    """Read a file as it is; content only where it counts, or must be put back when it is gone."""
     try:
         status = os.lstat(wanted.path)
     except (FileNotFoundError, NotADirectoryError):
@@ -107,9 +107,11 @@ def look(wanted: Wanted) -> Found:
     if stat.S_ISDIR(status.st_mode):
         if wanted.content is not None or wanted.absent:
             raise FilesError(f"{wanted.path} is a folder, where a file should be")
-    elif stat.S_ISREG(status.st_mode) and not wanted.absent:
+    elif stat.S_ISREG(status.st_mode) and (
+        wanted.content is not None or wanted.edits or wanted.absent
+    ):
         with open(wanted.path, "rb") as stream:
-            content = stream.read() if wanted.content is not None or wanted.edits else None
+            content = stream.read()
     elif stat.S_ISLNK(status.st_mode) and wanted.content is None and not wanted.absent:
         # What a link points to is somebody else's; owner and mode of a link itself mean nothing.
         return Found(exists=False)
@@ -132,8 +134,11 @@ def diff(wanted: Wanted, found: Found) -> dict[str, str]:
     if not wanted.absent:
         target = encoded(wanted.content) if wanted.content is not None else found.content
         after = _shown(Found(True, target, wanted.uid, wanted.gid, wanted.mode))
-    if wanted.secret:
-        before, after = (text.split("\n", 1)[0] + "\n(not shown)\n" for text in (before, after))
+    if wanted.secret or wanted.absent:
+        # Who takes a file away does not say whether a secret is in it.
+        before, after = (
+            text and text.split("\n", 1)[0] + "\n(not shown)\n" for text in (before, after)
+        )
     return {
         "before_header": wanted.path,
         "after_header": wanted.path,

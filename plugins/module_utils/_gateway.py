@@ -30,7 +30,8 @@ def ask(path: str) -> tuple[int, dict[str, object]]:
     try:
         connection.request("GET", "/readyz")
         response = connection.getresponse()
-        return response.status, json.loads(response.read())
+        answer = json.loads(response.read())
+        return response.status, answer if isinstance(answer, dict) else {"reason": repr(answer)}
     except (OSError, http.client.HTTPException, ValueError) as error:
         return 0, {"reason": f"{path}: {error}"}
     finally:

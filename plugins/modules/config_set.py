@@ -487,9 +487,11 @@ class ConfigSet:
                 raise Refused(f"it took longer than the guard's {wish['seconds']} s")
         except (Refused, SystemdError, FilesError, OSError) as error:
             reverted = bool(self.token) and guard.revert(self.name)
-            if not reverted:
-                self.undo(changes)
-            raise Refused(f"{error}. The old state is in place again") from error
+            left = [] if reverted else self.undo(changes)
+            state = (
+                f"Not put back: {'; '.join(left)}" if left else "The old state is in place again"
+            )
+            raise Refused(f"{error}. {state}") from error
 
     def leave(self, changes: list[tuple[Wanted, Found]]) -> None:
         """Switch units off whose own files are about to go: without them systemd could not."""
@@ -500,8 +502,11 @@ class ConfigSet:
             carry_out(unit, verbs, "")
             self.done += [f"{verb} {unit}" for verb in verbs]
 
-    def undo(self, changes: list[tuple[Wanted, Found]]) -> None:
-        """Put the files back, and have everything read them that may have read the new ones."""
+    def undo(self, changes: list[tuple[Wanted, Found]]) -> list[str]:
+        """Put the files back, and have everything read them that may have read the new ones.
+
+        Return what could not be put back, and why.
+        """
         # What was off before is off again, as long as systemd knows how to stop it.
         begun = [
             unit["name"] for unit in self.params["units"] if f"start {unit['name']}" in self.done
@@ -509,8 +514,12 @@ class ConfigSet:
         for unit in reversed(begun):
             enabled = f"enable {unit}" in self.done
             run_command(["systemctl", *(["disable", "--now"] if enabled else ["stop"]), unit])
+        left = []
         for wanted, found in reversed(changes):
-            put_back(wanted, found)
+            try:
+                put_back(wanted, found)
+            except OSError as error:
+                left.append(str(error))
         if any(wanted.path.startswith(SYSTEMD) for wanted, _ in changes):
             systemctl("daemon-reload")
         for entry in self.params["apply"] if self.done else []:
@@ -522,6 +531,7 @@ class ConfigSet:
         for unit, action in read.items():
             if unit not in begun and any(step.endswith(f" {unit}") for step in self.done):
                 run_command(["systemctl", action, unit])
+        return left
 
     def check_drafts(self, changes: list[tuple[Wanted, Found]]) -> None:
         """Have each new file checked before it takes the old one's place."""

@@ -10,8 +10,9 @@ module: status_info
 short_description: How a NAS is that was built with this collection
 version_added: 0.1.0
 description:
-  - Looks at the assistant, its certificate, the room that is left, disks and pools, the age of
-    snapshots and copies, services that failed, and how old the packages are.
+  - Looks at the assistant, directly and through Nginx, its certificates, the room that is left,
+    disks and pools, the age of snapshots and copies, services that failed, and packages that are to
+    be upgraded.
   - Needs no key and no package, and wakes no disk. What a role did not set up is left out of the
     answer.
 author:
@@ -30,7 +31,19 @@ options:
     description: Certificates on the NAS. One that is not there is left out.
     type: list
     elements: path
-    default: [/etc/nas-assistant/tls/server.crt]
+    default:
+      - /etc/nas-assistant/tls/server.crt
+      - /etc/nas-assistant/tls/member.crt
+      - /etc/nas-assistant/tls/ca.crt
+  front:
+    description: Where clients come in, as the NAS itself asks there; empty where there is no proxy.
+    type: str
+    default: https://127.0.0.1/readyz
+  mounts:
+    description: Folders at which something must be mounted, such as a volume of a pool.
+    type: list
+    elements: path
+    default: []
   paths:
     description: Folders whose filesystems are of interest.
     type: list
@@ -51,9 +64,13 @@ now:
   type: int
   returned: success
 assistant:
-  description: C(state) of the container (V(missing) where there is none), C(since) when,
-    C(restarts), C(image), C(version); whether the service is C(ready), and the C(reason) why not;
-    its C(models).
+  description: C(state) of the container (V(missing) where there is none, V(unknown) where Docker
+    does not say, with the C(problem)), C(since) when, C(restarts), C(image), C(version); whether
+    the service is C(ready), and the C(reason) why not; its C(models); whether it is C(drained).
+  type: dict
+  returned: success
+front:
+  description: C(status) that a client is answered with, 0 with a C(reason) where it is not.
   type: dict
   returned: success
 certificates:
@@ -72,7 +89,8 @@ drives:
   elements: dict
   returned: success
 pools:
-  description: Pools of Btrfs, md and ZFS, each with C(name), C(kind), and its C(problems).
+  description: Pools of Btrfs, md and ZFS, each with C(name), C(kind), what of it is C(missing), and
+    C(errors) that were counted.
   type: list
   elements: dict
   returned: success
@@ -83,9 +101,9 @@ snapshots:
   elements: dict
   returned: success
 copies:
-  description: Copies, each with C(name); whether it is C(full), on a disk of its own; when the last
-    C(run) ended and the last C(success), and the C(cause) of a failure; C(points); the same of
-    drills (C(drill_run), C(drill_success), C(drill_cause)).
+  description: Copies, each with C(name); when the last C(run) ended and the last C(success), the
+    C(cause) of a failure, and when one was last C(due) by its timer, if it has one that runs;
+    C(points); the same of drills (C(drill_run), C(drill_success), C(drill_cause), C(drill_due)).
   type: list
   elements: dict
   returned: success
@@ -95,9 +113,20 @@ failed_units:
   elements: str
   returned: success
 packages:
-  description: When packages were last C(changed) and their lists C(fetched), and those that want a
-    C(reboot).
+  description: When the lists of packages were last C(fetched), names of those C(pending) by them,
+    how many of these close holes (C(security)), and those that want a C(reboot).
   type: dict
+  returned: success
+not_mounted:
+  description: Those of O(mounts) that nothing is mounted at.
+  type: list
+  elements: str
+  returned: success
+blind:
+  description: Parts of this answer that could not be looked at, each with C(part) and C(why); they
+    are empty.
+  type: list
+  elements: dict
   returned: success
 kernel:
   description: The kernel's release.
@@ -107,6 +136,7 @@ kernel:
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -115,28 +145,37 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _condition as condition,
     _drives as drives,
 )
-from ansible_collections.nas.assistant.plugins.module_utils._btrfs import BtrfsError
 
 SNAPSHOTS = "/etc/nas-assistant/snapshots.json"
 COPIES = "/etc/nas-assistant/backup.json"
+TLS = "/etc/nas-assistant/tls"
 
 
 def look(params: dict[str, Any]) -> dict[str, object]:
-    """Return what the module says."""
+    """Return what the module says. A part that cannot be looked at does not hide the others."""
     there = [path for path in params["certificates"] if os.path.exists(path)]
-    return {
-        "now": int(time.time()),
-        "assistant": condition.assistant(params["container"], params["socket"]),
-        "certificates": [condition.certificate(path) for path in there],
-        "rooms": [asdict(each) for each in drives.rooms(params["paths"])],
-        "drives": [asdict(each) for each in drives.read()],
-        "pools": condition.pools(),
-        "snapshots": condition.snapshots(condition.settings(SNAPSHOTS)),
-        "copies": condition.copies(condition.settings(COPIES)),
-        "failed_units": condition.failed_units(),
-        "packages": condition.packages(),
-        "kernel": os.uname().release,
+    parts: dict[str, Callable[[], Any]] = {
+        "assistant": lambda: condition.assistant(params["container"], params["socket"]),
+        "front": lambda: condition.front(params["front"]) if params["front"] else {},
+        "certificates": lambda: [condition.certificate(path) for path in there],
+        "rooms": lambda: [asdict(each) for each in drives.rooms(params["paths"])],
+        "drives": lambda: [asdict(each) for each in drives.read()],
+        "pools": condition.pools,
+        "not_mounted": lambda: condition.not_mounted(params["mounts"]),
+        "snapshots": lambda: condition.snapshots(condition.settings(SNAPSHOTS)),
+        "copies": lambda: condition.copies(condition.settings(COPIES)),
+        "failed_units": condition.failed_units,
+        "packages": condition.packages,
     }
+    found: dict[str, object] = {"now": int(time.time()), "kernel": os.uname().release}
+    blind = []
+    for part, read in parts.items():
+        try:
+            found[part] = read()
+        except Exception as error:
+            blind.append({"part": part, "why": f"{type(error).__name__}: {error}"})
+            found[part] = {} if part in ("assistant", "front", "packages") else []
+    return {**found, "blind": blind}
 
 
 def main() -> None:
@@ -148,16 +187,15 @@ def main() -> None:
             "certificates": {
                 "type": "list",
                 "elements": "path",
-                "default": ["/etc/nas-assistant/tls/server.crt"],
+                "default": [f"{TLS}/server.crt", f"{TLS}/member.crt", f"{TLS}/ca.crt"],
             },
+            "front": {"type": "str", "default": "https://127.0.0.1/readyz"},
+            "mounts": {"type": "list", "elements": "path", "default": []},
             "paths": {"type": "list", "elements": "path", "default": ["/"]},
         },
         supports_check_mode=True,
     )
-    try:
-        module.exit_json(**look(module.params))
-    except (BtrfsError, OSError, ValueError) as error:
-        module.fail_json(msg=str(error))
+    module.exit_json(**look(module.params))
 
 
 if __name__ == "__main__":

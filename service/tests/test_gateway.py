@@ -461,7 +461,7 @@ def test_unready_and_busy(client: TestClient, engine: FakeEngine) -> None:
     check_error(response, 429, "queue_full")
     # There may be room on another NAS, where one of a pool is asked by another.
     pooled = client.post(CHAT, json=HELLO, headers={"X-Nas-Pool": "1"})
-    check_error(pooled, 503, "queue_full")
+    check_error(pooled, 502, "queue_full")
     assert response.headers["retry-after"] == "7"
     engine.refusal = QuotaExceeded("The key 'owner' may have 1 request at once.", 3)
     response = client.post(CHAT, json=HELLO)

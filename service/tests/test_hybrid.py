@@ -107,6 +107,33 @@ def test_a_named_model_of_the_cloud(client: TestClient, engines: TwoEngines) -> 
     assert engines.there.calls[0].patience is None
 
 
+POOLED = {"X-Nas-Pool": "1"}
+
+
+@pytest.mark.parametrize("problem", [EngineBusy(7), EngineUnavailable("the engine ended")])
+def test_another_nas_comes_before_the_cloud(
+    client: TestClient, engines: TwoEngines, problem: Exception
+) -> None:
+    engines.here.refusal = problem
+    response = client.post(CHAT, json=HELLO, headers=POOLED)
+    assert response.status_code == 502  # the proxy asks another one
+    assert not engines.there.calls
+
+
+def test_what_no_nas_has_room_for_goes_to_the_cloud_at_once(
+    client: TestClient, engines: TwoEngines
+) -> None:
+    engines.here = FakeEngine(TOO_LONG, status=400)
+    response = client.post(CHAT, json=HELLO, headers=POOLED)
+    assert response.headers["x-served-by"] == "cloud:example"
+
+
+def test_no_other_nas_has_another_cloud(client: TestClient, engines: TwoEngines) -> None:
+    engines.there.refusal = EngineUnavailable("the cloud 'example' cannot be reached")
+    response = client.post(CHAT, json=HELLO | {"model": "smart"}, headers=POOLED)
+    assert response.status_code == 503
+
+
 def test_models_say_where_they_are(client: TestClient) -> None:
     models = client.get("/v1/models").json()["data"]
     assert {each["id"]: each["served_by"] for each in models} == {

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,8 +97,11 @@ def running_rival(name: str, options: argparse.Namespace, folder: Path) -> Itera
 
 
 def _answers(target: Target) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", int(target.at), timeout=5)
     try:
-        with urllib.request.urlopen(f"{target.url}/models", timeout=5) as answer:  # noqa: S310
-            return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+        connection.request("GET", "/v1/models")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()

@@ -30,6 +30,7 @@ from nas_assistant.local_http import LocalHttpError, request
 from nas_assistant.settings import Settings
 
 REQUESTS_PER_CLIENT = 2
+START_SECONDS = 120
 SUBJECTS = ("a lighthouse", "two brothers", "the last train", "an old baker")
 
 
@@ -108,8 +109,12 @@ class Client:
                     first = first or time.perf_counter() - started
                     event = json.loads(line[6:])
                     usage = event.get("usage") or usage
-                    pieces += bool(event.get("choices"))
+                    pieces += any(_text_of(choice) for choice in event.get("choices") or ())
         raise RuntimeError(f"{self._target.name}: the stream ended early, with {line!r}")
+
+
+def _text_of(choice: dict[str, Any]) -> str:
+    return choice.get("text") or (choice.get("delta") or {}).get("content") or ""
 
 
 async def tokens_per_second(
@@ -194,9 +199,10 @@ def running_service(folder: Path, options: argparse.Namespace) -> Iterator[Targe
         command = child_command(signal.SIGTERM, command)
         process = subprocess.Popen(command, stdout=log, stderr=log)
     try:
-        while process.poll() is None and not is_ready(address):
+        deadline = time.monotonic() + START_SECONDS
+        while process.poll() is None and not is_ready(address) and time.monotonic() < deadline:
             time.sleep(0.1)
-        if process.poll() is not None:
+        if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit((folder / "service.log").read_text(encoding="utf-8"))
         yield Target("service", address.path, "bench", lambda: descendants(process.pid))
     finally:

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.nas.assistant.plugins.filter import status
 from ansible_collections.nas.assistant.plugins.module_utils import _condition as condition
+from ansible_collections.nas.assistant.plugins.modules import status_info
 
 UUID = "5f8e1c52-7f0e-4b53-9f0e-0c5a3f7c9d11"
 
@@ -47,17 +49,37 @@ def test_snapshots_of_each_volume(tmp_path: Path) -> None:
     assert condition.snapshots({}) == []
 
 
-def test_copies_as_their_records_have_them(tmp_path: Path) -> None:
+NEVER = "ActiveState=active\nLastTriggerUSec=n/a\n"
+OFF = "ActiveState=inactive\nLastTriggerUSec=n/a\n"
+SHOWN = {
+    "nas-backup-offsite.timer": "ActiveState=active\n"
+    "LastTriggerUSec=Fri 2027-01-15 08:00:00.000000 UTC\n",
+    "nas-backup-usb.timer": NEVER,
+    "nas-backup-cut.timer": NEVER,
+    **{f"nas-drill-{name}.timer": OFF for name in ("offsite", "usb", "cut")},
+}
+
+
+def test_copies_as_their_records_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record: dict[str, Any] = {"run": 9, "success": 7, "cause": "unreachable", "points": 3}
     write(tmp_path / "offsite/record.json", json.dumps(record))
-    copies = [{"name": "offsite", "full": False}, {"name": "usb", "full": True}]
-    drill = {"drill_run": 0, "drill_success": 0, "drill_cause": ""}
-    assert condition.copies({"state": str(tmp_path), "copies": copies}) == [
-        {"name": "offsite", "full": False, **record, **drill},
-        {"name": "usb", "full": True, "run": 0, "success": 0, "cause": "", "points": 0, **drill},
-    ]
+    write(tmp_path / "cut/record.json", '{"run": 9, "succ')
+    monkeypatch.setattr(condition, "answer", lambda argv, patience: SHOWN[argv[2]])
+    settings = {"state": str(tmp_path), "copies": [{"name": n} for n in ("offsite", "usb", "cut")]}
+    drill = {"drill_run": 0, "drill_success": 0, "drill_cause": "", "drill_due": None}
+    offsite, usb, cut = condition.copies(settings)
+    assert offsite == {"name": "offsite", **record, **drill, "due": 1_800_000_000}
+    blank = {"run": 0, "success": 0, "cause": "", "points": 0}
+    assert usb == {"name": "usb", **blank, **drill, "due": 0}
+    assert "its record is damaged: " in cut["cause"]
     assert condition.copies({}) == []
+
+
+def test_what_a_role_left(tmp_path: Path) -> None:
     assert condition.settings(str(tmp_path / "none.json")) == {}
+    write(tmp_path / "list.json", "[]")
+    with pytest.raises(ValueError, match="no dictionary"):
+        condition.settings(str(tmp_path / "list.json"))
 
 
 def test_pools(tmp_path: Path) -> None:
@@ -67,31 +89,59 @@ def test_pools(tmp_path: Path) -> None:
     write(btrfs / UUID / "devinfo/1/missing", "0\n")
     write(btrfs / UUID / "devinfo/1/error_stats", "write_errs 0\nread_errs 3\n")
     write(btrfs / UUID / "devinfo/2/missing", "1\n")
+    write(btrfs / UUID / "devinfo/2/error_stats", "invalid\n")
     write(btrfs / UUID.replace("5", "6") / "label", "\n")
     write(tmp_path / "block/md0/md/degraded", "1\n")
     write(tmp_path / "block/sda/size", "8")
     found = condition.pools(str(tmp_path))
-    problems = ["device 1 had 3 read_errs", "device 2 is missing"]
+    errors = ["device 1: 3 read_errs"]
     assert found[:3] == [
-        {"name": "tank", "kind": "btrfs", "problems": problems},
-        {"name": UUID.replace("5", "6"), "kind": "btrfs", "problems": []},
-        {"name": "md0", "kind": "md", "problems": ["1 of its disks are missing"]},
+        {"name": "tank", "kind": "btrfs", "missing": ["device 2"], "errors": errors},
+        {"name": UUID.replace("5", "6"), "kind": "btrfs", "missing": [], "errors": []},
+        {"name": "md0", "kind": "md", "missing": ["1 of its disks"], "errors": []},
     ]
-    assert condition.pools(str(tmp_path / "none"))[:1] in ([], found[3:4])
 
 
-def test_packages(tmp_path: Path) -> None:
-    assert condition.packages(str(tmp_path)) == {"changed": 0, "fetched": 0, "reboot": []}
-    write(tmp_path / "var/lib/dpkg/status")
+UPGRADE = """\
+NOTE: This is only a simulation!
+Inst dbus [1.14.8] (1.14.10-1 Debian:12.9/stable [amd64]) []
+Inst libssl3 [3.0.14] (3.0.15-1 Debian-Security:12/stable-security [amd64])
+Conf dbus (1.14.10-1 Debian:12.9/stable [amd64])
+"""
+
+
+def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(condition, "answer", lambda argv, patience: UPGRADE)
+    upgrade = {"pending": ["dbus", "libssl3"], "security": 1}
+    assert condition.packages(str(tmp_path)) == {"fetched": 0, **upgrade, "reboot": []}
+    write(tmp_path / "var/lib/apt/lists/x")
     write(tmp_path / "run/reboot-required")
     found = condition.packages(str(tmp_path))
-    assert found["changed"] > 1_700_000_000
+    assert found["fetched"] > 1_700_000_000
     assert found["reboot"] == ["it does not say which"]
     write(tmp_path / "run/reboot-required.pkgs", "linux-image\nlinux-image\ndbus\n")
     assert condition.packages(str(tmp_path))["reboot"] == ["dbus", "linux-image"]
+
+
+def test_mounts(tmp_path: Path) -> None:
+    assert condition.not_mounted(["/", str(tmp_path)]) == [str(tmp_path)]
 
 
 def test_nobody_answers(tmp_path: Path) -> None:
     found = condition.assistant("no-such-container", str(tmp_path / "none.sock"))
     assert (found["state"], found["ready"], found["models"]) == ("missing", False, [])
     assert "none.sock" in found["reason"]
+    assert condition.front("https://127.0.0.1:1/readyz")["status"] == 0
+
+
+def test_a_part_that_cannot_be_looked_at_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hangs() -> list[str]:
+        raise TimeoutError("no end after 30 s")
+
+    monkeypatch.setattr(condition, "failed_units", hangs)
+    params = {"container": "no-such", "socket": "/none", "certificates": [], "front": ""}
+    found = status_info.look({**params, "mounts": [], "paths": ["/"]})
+    assert found["blind"] == [{"part": "failed_units", "why": "TimeoutError: no end after 30 s"}]
+    assert found["rooms"]
+    checks = {each["check"]: each["value"] for each in status.status_findings(found)}
+    assert checks["failed_units"] == "no look: TimeoutError: no end after 30 s"

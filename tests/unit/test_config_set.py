@@ -24,10 +24,12 @@ def run(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     """Run the module on files of this user, with a guard's folder of the test's own."""
     monkeypatch.setattr(guard, "FOLDER", str(tmp_path / "guard"))
 
-    def module(files: dict[str, str], **arguments: Any) -> dict[str, Any]:
+    def module(files: dict[str, str | None], **arguments: Any) -> dict[str, Any]:
+        """``None`` takes a file away."""
         owner = {"owner": str(os.getuid()), "group": str(os.getgid())}
         entries = [
-            {"dest": str(tmp_path / name), "content": content, **owner}
+            {"dest": str(tmp_path / name), **owner}
+            | ({"state": "absent"} if content is None else {"content": content})
             for name, content in files.items()
         ]
         return call(config_set.main, name="test", files=entries, **arguments)
@@ -64,15 +66,17 @@ def test_check_mode_shows_and_writes_nothing(run: Call, tmp_path: Path) -> None:
     ids=lambda refusal: next(iter(refusal)),
 )  # fmt: skip
 def test_what_is_refused_is_put_back(run: Call, tmp_path: Path, refusal: dict[str, Any]) -> None:
-    old = tmp_path / "a"
+    old, gone = tmp_path / "a", tmp_path / "c"
     old.write_text("old\n")
     old.chmod(0o600)
-    answer = run({"a": "new\n", "b": "new\n"}, **refusal)
+    gone.write_text("here\n")
+    answer = run({"a": "new\n", "b": "new\n", "c": None}, **refusal)
     assert answer["failed"]
     assert WRONG in answer["msg"]
     assert "The old state is in place again" in answer["msg"]
     assert (old.read_text(), old.stat().st_mode & 0o777) == ("old\n", 0o600)
     assert not (tmp_path / "b").exists()
+    assert gone.read_text() == "here\n"
 
 
 def test_a_draft_that_is_refused_is_never_in_place(run: Call, tmp_path: Path, call: Call) -> None:

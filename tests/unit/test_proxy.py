@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.nas.assistant.plugins.filter.proxy import proxy_members
+from ansible_collections.nas.assistant.plugins.filter.proxy import proxy_members, proxy_networks
 
 POOL = ["one", "two", "three"]
 
@@ -19,9 +19,10 @@ def hosts(**members: Any) -> dict[str, dict[str, Any]]:
         "two": "192.0.2.2",
         "three": "2001:db8::3",
         "named": "nas.local",
+        "linked": "fe80::1%eth0",
     }
     return {
-        name: {"address": address, "member": members.get(name, {})}
+        name: {"address": address, "port": 8443, "member": members.get(name, {})}
         for name, address in addresses.items()
     }
 
@@ -52,6 +53,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (["one", "one"], {}, "'one' is named twice"),
     (["two", "three"], {}, "'one' itself is not in it"),
     (["one", "named"], {}, "address='nas.local' (by default ansible_host) is no IP address"),
+    (["one", "linked"], {}, "address='fe80::1%eth0'"),
     (POOL, {"two": {"weight": 0}}, "two: proxy_member: {'weight': 0}: weight is a whole number"),
     (POOL, {"two": {"weight": True}}, "weight is a whole number from 1 to 100"),
     (POOL, {"two": {"backup": "yes"}}, "backup is true or false"),
@@ -67,3 +69,16 @@ def test_what_is_no_pool(pool: Any, members: dict[str, Any], said: str) -> None:
     with pytest.raises(AnsibleFilterError) as error:
         proxy_members(pool, hosts(**members), "one")
     assert said in str(error.value)
+
+
+def test_who_may_see_the_admin_page() -> None:
+    lan = ["192.168.0.0/16", "fc00::/7"]
+    assert proxy_networks(["lan", "192.168.7.0/24", "2001:db8::/32"], lan) == [
+        "192.168.0.0/16",
+        "2001:db8::/32",
+        "fc00::/7",
+    ]
+    assert proxy_networks(["any"], lan) is None
+    assert proxy_networks([], lan) == []
+    with pytest.raises(AnsibleFilterError, match=r"proxy_admin_from=\['home'\]: 'home' does not"):
+        proxy_networks(["home"], lan)

@@ -12,11 +12,16 @@ from ansible_collections.nas.assistant.plugins.filter import status
 
 NOW = 1_800_000_000
 DAY, GIB = 86400, 1 << 30
-ASSISTANT = {"state": "running", "since": "2027-01-01T00:00:00Z", "restarts": 0, "image": "x:1"}
+ASSISTANT = {"state": "running", "problem": "", "since": NOW - DAY, "restarts": 0, "image": "x:1"}
 ASSISTANT |= {"version": "0.1.0", "ready": True, "reason": "", "models": ["default", "large"]}
-COPY = {"name": "offsite", "full": False, "run": NOW - DAY, "success": NOW - DAY, "cause": ""}
-COPY |= {"points": 7, "drill_run": NOW - 9, "drill_success": NOW - 9, "drill_cause": ""}
+ASSISTANT |= {"drained": False}
+COPY = {"name": "offsite", "run": NOW - DAY, "success": NOW - DAY, "cause": "", "points": 7}
+COPY |= {"due": NOW - DAY - 60, "drill_due": NOW - 99, "drill_run": NOW - 9, "drill_cause": ""}
+COPY |= {"drill_success": NOW - 9}
 ROOM = {"mount": "/", "type": "ext4", "size": 100 * GIB, "free": 40 * GIB, "read_only": False}
+TANK = {"name": "tank", "kind": "btrfs", "missing": [], "errors": []}
+PACKAGES = {"fetched": NOW - DAY, "pending": ["dbus"], "security": 0, "reboot": []}
+TLS = "/etc/nas-assistant/tls"
 
 
 def nas(**more: Any) -> dict[str, Any]:
@@ -24,15 +29,21 @@ def nas(**more: Any) -> dict[str, Any]:
     return {
         "now": NOW,
         "assistant": ASSISTANT,
-        "certificates": [{"path": "/server.crt", "expires": NOW + 100 * DAY}],
+        "front": {"url": "https://127.0.0.1/readyz", "status": 200, "reason": ""},
+        "certificates": [
+            {"path": f"{TLS}/server.crt", "expires": NOW + 100 * DAY},
+            {"path": f"{TLS}/ca.crt", "expires": NOW + 900 * DAY},
+        ],
         "rooms": [ROOM],
         "drives": [{"name": "sda", "health": "good"}, {"name": "sdb", "health": ""}],
-        "pools": [{"name": "tank", "kind": "btrfs", "problems": []}],
+        "pools": [TANK],
+        "not_mounted": [],
         "snapshots": [{"volume": "/tank/a", "every": 3600, "count": 24, "newest": NOW - 1800}],
         "copies": [COPY],
         "failed_units": [],
-        "packages": {"changed": NOW - 3 * DAY, "fetched": NOW - DAY, "reboot": []},
+        "packages": PACKAGES,
         "kernel": "6.1.0",
+        "blind": [],
         **more,
     }
 
@@ -44,19 +55,22 @@ def test_a_nas_that_is_well() -> None:
     said = {each["check"]: each["value"] for each in found}
     assert said == {
         "assistant": "version 0.1.0, models default, large",
+        "front": "Nginx answers",
         "certificate": "100 days left",
+        "certificate ca": "900 days left",
         "room in /": "40 % free, 40.0 GiB",
         "disk sda": "good",
         "pool tank": "btrfs, whole",
         "snapshots of /tank/a": "24, the newest 30 min ago",
         "copy offsite": "1 d ago, 7 restore points",
         "drill of offsite": "9 s ago",
-        "packages": "last looked after 1 d ago",
+        "packages": "1 to upgrade, as of 1 d ago",
     }
     summary = {"models": "default, large", "free": "40 %", "copy": "1 d ago"}
-    assert status.status_summary(nas()) == summary | {"packages": "3 d ago"}
+    assert status.status_summary(nas()) == summary | {"packages": "1"}
 
 
+SERVER = f"{TLS}/server.crt"
 ILL: list[tuple[dict[str, Any], str, str, str]] = [
     (
         {"assistant": ASSISTANT | {"state": "missing", "ready": False, "reason": "no socket"}},
@@ -66,24 +80,40 @@ ILL: list[tuple[dict[str, Any], str, str, str]] = [
         {"assistant": ASSISTANT | {"ready": False, "reason": "it loads"}},
         *("assistant", "bad", "running, it loads"),
     ),
-    ({"assistant": ASSISTANT | {"restarts": 2}}, "restarts", "warning", "2 since it was made"),
     (
-        {"certificates": [{"path": "", "expires": NOW - 2 * DAY}]},
+        {"assistant": ASSISTANT | {"ready": False, "state": "unknown", "problem": "no daemon"}},
+        *("assistant", "bad", "unknown, no daemon"),
+    ),
+    ({"assistant": ASSISTANT | {"restarts": 2}}, "restarts", "warning", "2, the last 1 d ago"),
+    (
+        {"assistant": ASSISTANT | {"drained": True}},
+        *("pool", "warning", "drained, it takes nothing new"),
+    ),
+    ({"front": {"status": 0, "reason": "refused"}}, "front", "bad", "refused"),
+    ({"front": {"status": 404, "reason": ""}}, "front", "bad", "status 404"),
+    (
+        {"certificates": [{"path": SERVER, "expires": NOW - 2 * DAY}]},
         *("certificate", "bad", "expired 2 days ago"),
     ),
     (
-        {"certificates": [{"path": "", "expires": NOW + 5 * DAY}]},
-        *("certificate", "warning", "5 days left"),
+        {"certificates": [{"path": f"{TLS}/member.crt", "expires": NOW + 5 * DAY}]},
+        *("certificate member", "warning", "5 days left"),
     ),
-    ({"certificates": [{"path": "", "expires": 0}]}, "certificate", "bad", "it cannot be read"),
+    ({"certificates": [{"path": SERVER, "expires": 0}]}, "certificate", "bad", "it cannot be read"),
     ({"rooms": [ROOM | {"free": 5 * GIB}]}, "room in /", "warning", "5 % free, 5.0 GiB"),
     ({"rooms": [ROOM | {"free": GIB}]}, "room in /", "bad", "1 % free, 1.0 GiB"),
     ({"rooms": [ROOM | {"read_only": True}]}, "room in /", "bad", "read-only ext4"),
-    ({"drives": [{"name": "sda", "health": "failing"}]}, "disk sda", "warning", "failing"),
+    ({"drives": [{"name": "sda", "health": "failing"}]}, "disk sda", "bad", "failing"),
+    ({"drives": [{"name": "sda", "health": "worn"}]}, "disk sda", "warning", "worn"),
     (
-        {"pools": [{"name": "tank", "kind": "btrfs", "problems": ["device 2 is missing"]}]},
-        *("pool tank", "bad", "device 2 is missing"),
+        {"pools": [TANK | {"missing": ["device 2"]}]},
+        *("pool tank", "bad", "missing: device 2"),
     ),
+    (
+        {"pools": [TANK | {"errors": ["device 1: 3 read_errs"]}]},
+        *("pool tank", "warning", "device 1: 3 read_errs"),
+    ),
+    ({"not_mounted": ["/srv/docs"]}, "volume /srv/docs", "bad", "not mounted"),
     (
         {"snapshots": [{"volume": "v", "every": 3600, "count": 1, "newest": NOW - 11000}]},
         *("snapshots of v", "warning", "the newest is 3 h ago"),
@@ -93,23 +123,42 @@ ILL: list[tuple[dict[str, Any], str, str, str]] = [
         *("snapshots of v", "warning", "none"),
     ),
     (
+        {"snapshots": [{"volume": "v", "every": 3600, "count": 9, "newest": NOW + 9 * DAY}]},
+        *("snapshots of v", "warning", "the newest is in 9 d"),
+    ),
+    (
         {"copies": [COPY | {"cause": "unreachable", "success": NOW - 3 * DAY}]},
         *("copy offsite", "bad", "failed: unreachable, the last success 3 d ago"),
     ),
-    ({"copies": [COPY | {"success": NOW - 3 * DAY}]}, "copy offsite", "bad", "3 d ago"),
-    ({"copies": [COPY | {"success": 0}]}, "copy offsite", "warning", "not yet"),
     (
-        {"copies": [COPY | {"drill_success": NOW - 50 * DAY}]},
-        *("drill of offsite", "warning", "50 d ago"),
+        {"copies": [COPY | {"success": NOW - 3 * DAY, "due": NOW - 2 * DAY}]},
+        *("copy offsite", "bad", "due 2 d ago, the last success 3 d ago"),
+    ),
+    (
+        {"copies": [COPY | {"success": 0, "due": NOW - 2 * DAY}]},
+        *("copy offsite", "bad", "due 2 d ago, no success before"),
+    ),
+    ({"copies": [COPY | {"success": NOW + 3 * DAY}]}, "copy offsite", "warning", "dated in 3 d"),
+    (
+        {"copies": [COPY | {"drill_success": NOW - 50 * DAY, "drill_due": NOW - 20 * DAY}]},
+        *("drill of offsite", "warning", "due 20 d ago, the last success 50 d ago"),
     ),
     ({"failed_units": ["x.service"]}, "service", "warning", "x.service failed"),
     (
-        {"packages": {"changed": 0, "fetched": NOW - 40 * DAY, "reboot": []}},
-        *("packages", "warning", "last looked after 40 d ago"),
+        {"packages": PACKAGES | {"fetched": NOW - 40 * DAY}},
+        *("packages", "warning", "nobody looked for new ones since 40 d ago"),
     ),
     (
-        {"packages": {"changed": NOW, "fetched": NOW, "reboot": ["linux-image-6.1"]}},
+        {"packages": PACKAGES | {"security": 1}},
+        *("packages", "warning", "1 to upgrade, 1 of them close holes"),
+    ),
+    (
+        {"packages": PACKAGES | {"reboot": ["linux-image-6.1"]}},
         *("reboot", "warning", "linux-image-6.1"),
+    ),
+    (
+        {"drives": [], "blind": [{"part": "drives", "why": "no end after 30 s"}]},
+        *("drives", "warning", "no look: no end after 30 s"),
     ),
 ]
 
@@ -129,21 +178,36 @@ def test_what_is_not_well_comes_first_with_a_remedy(
     assert first["remedy"] in lines[2]
 
 
-def test_a_new_copy_has_no_drill_yet() -> None:
-    found = status.status_findings(nas(copies=[COPY | {"drill_success": 0}]))
-    (drill,) = [each for each in found if each["check"] == "drill of offsite"]
-    assert (drill["verdict"], drill["value"]) == ("note", "not yet")
+@pytest.mark.parametrize(
+    ("copy", "value"),
+    [
+        ({"success": 0, "due": 0}, "not yet"),  # its time has not come
+        ({"success": 0, "due": NOW - 60}, "not yet"),  # it runs now
+        ({"success": 0, "due": None}, "none, and no timer makes one"),
+        ({"success": NOW - 300 * DAY, "due": None}, "300 d ago, 7 restore points"),
+        # Monthly, and it was off for a while.
+        ({"success": NOW - 40 * DAY, "due": NOW - 40 * DAY - 60}, "40 d ago, 7 restore points"),
+    ],
+)
+def test_copies_that_are_as_they_should_be(copy: dict[str, Any], value: str) -> None:
+    found = status.status_findings(nas(copies=[COPY | copy]))
+    (said,) = [each for each in found if each["check"] == "copy offsite"]
+    assert said["value"] == value
     assert status.status_verdict(found) == "well"
 
 
-def test_a_disk_of_its_own_has_a_week() -> None:
-    old = COPY | {"full": True, "success": NOW - 8 * DAY}
-    assert status.status_verdict(status.status_findings(nas(copies=[old]))) == "well"
-    assert status.status_findings(nas(copies=[old]), {"backup_full": 7})[0]["verdict"] == "bad"
+def test_what_ended_long_ago_is_but_a_note() -> None:
+    lived = ASSISTANT | {"restarts": 2, "since": NOW - 30 * DAY}
+    assert status.status_verdict(status.status_findings(nas(assistant=lived))) == "well"
+
+
+def test_limits_of_ones_own() -> None:
+    old = COPY | {"success": NOW - 3 * DAY, "due": NOW - 2 * DAY}
+    assert status.status_findings(nas(copies=[old]), {"late": 72})[0]["verdict"] == "good"
 
 
 def test_nothing_set_up_is_nothing_said() -> None:
-    bare = nas(certificates=[], rooms=[], drives=[], pools=[], snapshots=[], copies=[])
+    bare = nas(certificates=[], rooms=[], drives=[], pools=[], snapshots=[], copies=[], front={})
     said = [each["check"] for each in status.status_findings(bare)]
     assert said == ["assistant", "packages"]
     assert status.status_summary(bare)["free"] == status.status_summary(bare)["copy"] == ""

@@ -37,10 +37,12 @@ def test_the_report_is_of_this_nas(playbook: Playbook, host: Host, nas_name: str
     assert found["assistant"]["state"] == "running"
     image = host.check_output("docker inspect nas-assistant --format '{{.Config.Image}}'")
     assert found["assistant"]["image"] == image
+    assert found["front"]["status"] == 200
+    assert not found["blind"]
     (certificate,) = found["certificates"]
     assert 300 * 86400 < certificate["expires"] - time.time() < 366 * 86400
     assert abs(found["now"] - time.time()) < 600
-    assert found["packages"]["changed"] > time.time() - 86400
+    assert found["packages"]["fetched"] > time.time() - 86400
     page = (REPORTS / "index.html").read_text()
     assert f'<a href="#{nas_name}">' in page
     for each in told["findings"]:
@@ -62,17 +64,22 @@ def test_what_is_wrong_is_said_and_may_fail_the_run(
     lab["hosts"] = {nas_name: lab["hosts"][nas_name], "away": away}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"nas": lab}))
     (tmp_path / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
-    host.check_output("docker stop nas-assistant")
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told/away.json").write_text("{}")
+    host.check_output("docker stop nas-assistant; systemctl stop nginx")
     host.run(f"systemd-run --unit {UNIT} --wait false")
     try:
         wish = json.dumps({"status_fail": True, "status_report_dir": str(tmp_path / "told")})
         done = playbook_in(tmp_path / "hosts.yml", {}, "status", "-e", wish, limit="nas")
     finally:
         host.check_output(f"systemctl reset-failed {UNIT}; docker start nas-assistant")
+        host.check_output("systemctl start nginx")
     said = " ".join(done.stdout.split())
     assert done.returncode != 0
     assert f"{nas_name}: needs help" in said
     assert "bad assistant exited, " in said
+    assert "bad front Connection refused" in " ".join(said.replace("[Errno 111] ", "").split())
+    assert not (tmp_path / "told/away.json").exists()
     assert f"{UNIT}.service failed" in said
     assert f"{nas_name} needs help; what and why is said above" in said
     page = (tmp_path / "told/index.html").read_text()

@@ -37,8 +37,10 @@ from nas_assistant.streams import rewrite, say_who, without_usage
 MAX_BODY = 4 << 20
 _BODY_SECONDS = 60
 _LONGEST_EVENT = 4 << 20
-# What the proxy of a member of a pool puts on a request that came from another member.
+# What the proxy of a member of a pool puts on a request that came from another member, and the
+# status after which that one asks another: no other answer of ours has it.
 _POOL = b"x-nas-pool"
+ASK_ANOTHER = 502
 # Where models that write no text answer.
 _ASKED_AT = {Kind.EMBEDDING: "/v1/embeddings", Kind.RERANK: "/v1/rerank"}
 _STREAM_HEADERS = {
@@ -106,9 +108,14 @@ class Endpoint:
     async def _answer(self, exchange: _Exchange) -> None:
         name = exchange.generation.model or self._default()
         fallback = self._fallback(name, exchange.key)
+        pooled = _asked_by_pool(exchange.scope)
         try:
             await self._ask(exchange, name, may_wait=fallback is None)
         except _Elsewhere as first:
+            if pooled and first.reason != "context" and name in self._settings.models:
+                # Another NAS may have room, and comes before any cloud.
+                first.error.status = ASK_ANOTHER
+                raise first.error from first
             if fallback is None:
                 raise first.error from first
             try:
@@ -171,8 +178,7 @@ class Endpoint:
             ) from error
         except EngineBusy as error:
             busy = ApiError(
-                # A proxy that has other NAS to ask does so after a 503; 429 is the client's own.
-                503 if _asked_by_pool(exchange.scope) else 429,
+                429,
                 "queue_full",
                 "Too many requests are waiting already. Try again later.",
                 headers={"Retry-After": str(error.retry_after)},

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Not one request fails while NAS of the pool fail, except answers that had begun."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+from conftest import Load
+from site_lab import Lab
+
+from lab import docker
+
+Loading = Callable[[], contextlib.AbstractContextManager[Load]]
+Play = Callable[..., subprocess.CompletedProcess[str]]
+COUNT = {"messages": [{"role": "user", "content": "Count from 1 to 300."}], "max_tokens": 300}
+DRAINED = "/run/nas-assistant-drained"
+SOCKET = "/var/lib/nas-assistant/run/gateway.sock"
+READY = (
+    "docker",
+    "exec",
+    "nas-assistant",
+    "python3",
+    "-c",
+    "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/readyz')",
+)
+# Fills the slots and the queue of one NAS, past its proxy.
+FILL = """
+import http.client, json, socket, sys, threading, time
+class Unix(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(sys.argv[1])
+def ask():
+    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 900})
+    one = Unix("localhost")
+    one.request("POST", "/v1/completions", body, {"Authorization": "Bearer " + sys.argv[2]})
+    answer = one.getresponse()
+    answer.read()
+    return answer.status
+def fill():
+    while True:
+        if ask() == 429:
+            print(429, flush=True)
+            time.sleep(0.2)
+for _ in range(60):
+    threading.Thread(target=fill, daemon=True).start()
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def all_ready(lab: Lab) -> Iterator[None]:
+    """Each of them, and some seconds longer, in which one that failed is left alone."""
+    yield
+    for host in lab.hosts:
+        if docker.inspect("container", [host["container"]])[0]["State"]["Status"] == "exited":
+            docker.docker("start", host["container"])
+    deadline = time.monotonic() + 120
+    for host in lab.hosts:
+        while docker.execute(host["container"], *READY, check=False).returncode:
+            assert time.monotonic() < deadline, f"{host['name']} did not come back"
+            time.sleep(1)
+    time.sleep(6)
+
+
+def test_requests_are_spread_by_weight(under_load: Loading) -> None:
+    with under_load() as load:
+        time.sleep(6)
+    assert not load.failed
+    assert set(load.by) == {"nas1", "nas2"}  # the third is a backup
+    # Of four at once three are the first one's; so it is with the answers, about.
+    assert load.by["nas1"] > load.by["nas2"]
+
+
+def test_a_service_that_is_killed(lab: Lab, under_load: Loading) -> None:
+    with under_load() as load:
+        # Not by docker kill, after which Docker would leave it alone.
+        lab.on(lab.hosts[1], "kill -9 $(docker inspect -f '{{.State.Pid}}' nas-assistant)")
+        time.sleep(20)
+    assert not load.failed
+    with under_load() as load:
+        time.sleep(6)
+    assert load.by["nas2"]  # it is asked again
+
+
+def test_containers_that_are_made_anew_at_once(under_load: Loading, play: Play) -> None:
+    """As by a run over the whole fleet that changes a setting: who asks waits at the front."""
+    for patience in (31, 30):
+        with under_load() as load:
+            done = play("assistant", assistant_server={"patience": patience})
+        assert done.returncode == 0, done.stdout
+        assert not load.failed
+
+
+def test_a_nas_that_is_switched_off(lab: Lab, under_load: Loading) -> None:
+    with under_load() as load:
+        docker.docker("kill", lab.hosts[1]["container"])
+        time.sleep(8)
+    assert not load.failed
+    assert load.slowest < 60
+
+
+def test_a_nas_whose_network_is_cut(lab: Lab, under_load: Loading) -> None:
+    """As one without power: packets vanish, and nobody says that a connection is no more."""
+    cut = "add table inet cut; add chain inet cut {way} {{ type filter hook {way} priority -300; }}"
+    rules = "; ".join(cut.format(way=way) for way in ("input", "output"))
+    rules += "; add rule inet cut input iifname eth0 drop"
+    rules += "; add rule inet cut output oifname eth0 drop"
+    container = lab.hosts[1]["container"]
+    try:
+        with under_load() as load:
+            docker.execute(container, "nft", rules)
+            time.sleep(70)
+    finally:
+        docker.execute(container, "nft", "delete table inet cut")
+    assert not load.failed
+    assert load.by["nas1"]
+    # What it had begun to work on is noticed to be lost, and asked elsewhere.
+    assert load.slowest < 90
+
+
+def test_a_queue_that_is_full(lab: Lab, under_load: Loading) -> None:
+    key = (lab.folder / "credentials/api_key.owner").read_text().strip()
+    container = lab.hosts[1]["container"]
+    fill = ["docker", "exec", container, "python3", "-c", FILL, SOCKET, key]
+    with subprocess.Popen(fill, stdout=subprocess.PIPE, text=True) as filling:
+        assert filling.stdout is not None
+        assert filling.stdout.readline() == "429\n"  # as it says to its own clients
+        with under_load() as load:
+            time.sleep(6)
+        filling.terminate()
+    docker.execute(container, "pkill", "-f", SOCKET, check=False)
+    assert not load.failed
+    assert not load.by["nas2"]
+
+
+def test_a_nas_that_is_drained(lab: Lab, under_load: Loading) -> None:
+    lab.on(lab.hosts[1], f"touch {DRAINED}")
+    try:
+        with under_load() as load:
+            time.sleep(4)
+    finally:
+        lab.on(lab.hosts[1], f"rm {DRAINED}")
+    assert not load.failed
+    assert not load.by["nas2"]
+
+
+def test_the_backup_answers_when_nobody_else_can(lab: Lab, under_load: Loading) -> None:
+    for host in lab.hosts[:2]:
+        lab.on(host, f"touch {DRAINED}")
+    try:
+        with under_load() as load:
+            time.sleep(4)
+    finally:
+        for host in lab.hosts[:2]:
+            lab.on(host, f"rm {DRAINED}")
+    assert not load.failed
+    assert load.by["nas3"]
+
+
+def test_all_are_away_for_a_moment(lab: Lab, under_load: Loading) -> None:
+    with under_load() as load:
+        threads = [
+            threading.Thread(target=lab.on, args=(host, "docker restart nas-assistant"))
+            for host in lab.hosts
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        time.sleep(10)
+    assert not load.failed
+
+
+def test_answers_that_had_begun_are_lost_with_their_nas(
+    lab: Lab, connect: Callable[[], httpx.Client]
+) -> None:
+    """Those alone, and their clients are told."""
+    ended: list[tuple[str, str]] = []
+
+    def stream() -> None:
+        wish = COUNT | {"stream": True}
+        with (
+            connect() as client,
+            client.stream("POST", "/v1/chat/completions", json=wish) as answer,
+        ):
+            how = "cut short, and not told"
+            try:
+                for line in answer.iter_lines():
+                    how = "whole" if line == "data: [DONE]" else how
+            except httpx.HTTPError:
+                how = "told"
+            ended.append((answer.headers["x-nas"], how))
+
+    threads = [threading.Thread(target=stream) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    time.sleep(3)
+    docker.docker("kill", lab.hosts[1]["container"])
+    for thread in threads:
+        thread.join()
+    assert len(ended) == 8
+    lost = [by for by, how in ended if how != "whole"]
+    assert set(lost) == {"nas2"}
+    assert {how for _, how in ended} == {"whole", "told"}
