@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -89,6 +89,19 @@ def _address(given: Any, where: str) -> str:
     return f"[{address}]" if address.version == 6 else str(address)
 
 
+def proxy_alt_names(names: Iterable[str]) -> list[str]:
+    """Return names and addresses of a NAS as a certificate has them: names first, each kind sorted,
+    and each address in its one short form.
+    """
+    kinds: dict[str, list[str]] = {"DNS": [], "IP": []}
+    for name in names:
+        try:
+            kinds["IP"].append(str(ipaddress.ip_address(name)))
+        except ValueError:
+            kinds["DNS"].append(name)
+    return [f"{kind}:{name}" for kind, found in kinds.items() for name in sorted(set(found))]
+
+
 def proxy_networks(sources: Any, lan: list[str]) -> list[str] | None:
     """Return the networks that ``proxy_admin_from`` stands for; ``None`` stands for all.
 
@@ -106,4 +119,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
-        return {"proxy_members": proxy_members, "proxy_networks": proxy_networks}
+        return {
+            "proxy_alt_names": proxy_alt_names,
+            "proxy_members": proxy_members,
+            "proxy_networks": proxy_networks,
+        }

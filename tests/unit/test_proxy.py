@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.nas.assistant.plugins.filter.proxy import proxy_members, proxy_networks
+from ansible_collections.nas.assistant.plugins.filter.proxy import (
+    proxy_alt_names,
+    proxy_members,
+    proxy_networks,
+)
 
 POOL = ["one", "two", "three"]
 
@@ -69,6 +73,14 @@ def test_what_is_no_pool(pool: Any, members: dict[str, Any], said: str) -> None:
     with pytest.raises(AnsibleFilterError) as error:
         proxy_members(pool, hosts(**members), "one")
     assert said in str(error.value)
+
+
+def test_names_of_a_certificate() -> None:
+    names = ["nas1", "2001:DB8:0::1", "nas1.local", "192.0.2.1", "*.example.com", "2001:db8::1"]
+    assert proxy_alt_names(names) == [
+        *("DNS:*.example.com", "DNS:nas1", "DNS:nas1.local"),
+        *("IP:192.0.2.1", "IP:2001:db8::1"),
+    ]
 
 
 def test_who_may_see_the_admin_page() -> None:

@@ -55,6 +55,12 @@ def test_streams_token_by_token(sdk: openai.OpenAI) -> None:
     assert arrivals[-1] - arrivals[0] > (arrivals[-1] - began) / 4
 
 
+def test_those_at_home_may_see_the_admin_page(client: httpx.Client) -> None:
+    assert client.get("/admin").status_code == 200
+    assert "nas_assistant_requests" in client.get("/metrics").text
+    assert client.get("/admins").status_code == 404
+
+
 def test_asks_for_a_key(client: httpx.Client) -> None:
     for header in ("", "Bearer wrong", "Basic b3duZXI6"):
         answer = client.get("/v1/models", headers={"Authorization": header})
