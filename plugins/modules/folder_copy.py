@@ -139,7 +139,8 @@ class CopyError(Exception):
 
 
 def to_copy(folders: list[dict[str, Any]], begun: list[str], remedy: str) -> list[dict[str, Any]]:
-    """Return the folders that hold something.
+    """Return the folders that hold something, and of those that may be copied the empty ones too:
+    whoever uses one would go on in what is hidden, and owner and mode are to be the same.
 
     :param begun: where an earlier run began a copy.
 
@@ -147,7 +148,12 @@ def to_copy(folders: list[dict[str, Any]], begun: list[str], remedy: str) -> lis
     """
     points = mount_points()
     mounted = [folder for folder in folders if folder["path"] in points]
-    found = [each for each in folders if each not in mounted and _held(each["path"])]
+    found = [
+        each
+        for each in folders
+        if each not in mounted
+        and (_held(each["path"]) or (each["allowed"] and os.path.isdir(each["path"])))
+    ]
     refused = [
         f"{folder['path']} is a link, or lies below one: give {os.path.realpath(folder['path'])}"
         for folder in folders

@@ -97,11 +97,22 @@ def test_refused_unless_allowed(call: Call, pool: Path, source: Path) -> None:
         assert f"{source} holds deep, name\nwith ü, sparse, symbolic, whiteout" in answer["msg"]
 
 
+def test_an_empty_folder_keeps_its_owner_and_mode(call: Call, pool: Path, folder: Path) -> None:
+    """A service that has written nothing yet is to be able to."""
+    empty, to = folder / "empty", pool / "state"
+    empty.mkdir(mode=0o700)
+    os.chown(empty, 1234, 4321)
+    sh("btrfs", "subvolume", "create", str(to))
+    assert not copied(call, empty, to, allowed=False)["changed"]
+    assert copied(call, empty, to)["copied"] == [str(empty)]
+    found = to.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 4321, 0o700)
+
+
 def test_nothing_to_copy(call: Call, pool: Path, folder: Path) -> None:
-    (folder / "empty").mkdir()
     assert "something else is mounted at" in copied(call, Path("/proc"), pool)["msg"]
     assert "something else is mounted at" in copied(call, pool, pool, root="/docker")["msg"]
-    for path in (folder / "empty", folder / "missing", pool):
+    for path in (folder / "missing", pool):
         answer = copied(call, path, pool / "docker")
         assert (answer["changed"], answer["copied"]) == (False, [])
     (folder / "file").write_text("x")
