@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.plugin_utils._findings import (
+    ILL,
     Finding,
     finding,
     limits as checked,
@@ -310,24 +311,6 @@ def _rooms(
             )
         else:
             yield finding(check, FIT, value, f"{good:g} GiB")
-
-
-# What is said of a disk that is not well: reason and remedy.
-ILL = {
-    "failing": (
-        "it says itself that it is about to fail",
-        "make a copy of what is on it now, and replace it",
-    ),
-    "silent": (
-        "it did not say how it is within 30 s",
-        "see what the kernel says of it (journalctl -k), and have a copy of what is on it",
-    ),
-    "hot": ("it says that it is too hot", "give it air: heat makes it slow, and shortens its life"),
-    "worn": (
-        "it has nearly as many writes behind it as it was made for",
-        "have a new one ready",
-    ),
-}
 
 
 def _drives(

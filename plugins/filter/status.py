@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.plugin_utils._findings import (
+    ILL,
     Finding,
     finding,
     limits as checked,
@@ -26,16 +27,6 @@ LIMITS = {
     "packages": 14,
 }
 DAY, HOUR, MINUTE = 86400, 3600, 60
-# What is said of a disk that is not well: verdict and remedy.
-ILL = {
-    "failing": (BAD, "make a copy of what is on it now, and replace it"),
-    "silent": (
-        WARNING,
-        "see what the kernel says of it (journalctl -k), and have a copy of what is on it",
-    ),
-    "hot": (WARNING, "give it air: heat makes it slow, and shortens its life"),
-    "worn": (WARNING, "have a new one ready"),
-}
 
 
 def status_findings(
@@ -182,8 +173,8 @@ def _drives(drives: Iterable[Mapping[str, Any]]) -> Iterator[Finding]:
     for drive in drives:
         check, health = f"disk {drive['name']}", drive["health"]
         if health in ILL:
-            verdict, remedy = ILL[health]
-            yield finding(check, verdict, health, "good", "it is not well", remedy)
+            verdict = BAD if health == "failing" else WARNING
+            yield finding(check, verdict, health, "good", *ILL[health])
         elif health:
             yield finding(check, GOOD, health)
 

@@ -13,6 +13,23 @@ from ansible.errors import AnsibleFilterError
 #: ``remedy``; the last two are empty where nothing is to be done.
 Finding = dict[str, str]
 
+#: What is said of a disk that is not well, by its health: reason and remedy.
+ILL = {
+    "failing": (
+        "it says itself that it is about to fail",
+        "make a copy of what is on it now, and replace it",
+    ),
+    "silent": (
+        "it did not say how it is within 30 s",
+        "see what the kernel says of it (journalctl -k), and have a copy of what is on it",
+    ),
+    "hot": ("it says that it is too hot", "give it air: heat makes it slow, and shortens its life"),
+    "worn": (
+        "it has nearly as many writes behind it as it was made for",
+        "have a new one ready",
+    ),
+}
+
 
 def finding(
     check: str, verdict: str, value: str, limit: str = "", reason: str = "", remedy: str = ""

@@ -31,10 +31,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench_speculation import ASKED
 from rivals import RIVALS, running_rival
 from serving import (
     Client,
     Target,
+    arguments,
     bare_engine,
     first_token_ms,
     long_prompt,
@@ -50,12 +52,6 @@ from nas_assistant.settings import Settings
 
 LEVELS = (1, 4, 8, 16)
 SERVICE = "service"
-TEXT = (
-    "The keeper walked down the stairs before the sun was up. Three boats lay in the harbour, and "
-    "their nets were still wet. He counted them twice, wrote the number in his book, and went up "
-    "again to trim the lamp, since there would be fog. "
-)
-COPY = f"A text:\n{TEXT}\n\nThe same text once more:\n{TEXT[:60]}"
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -91,7 +87,7 @@ async def copies_per_second(target: Target, turn: int, tokens: int) -> float:
         target = replace(target, model="guessing")
 
     async def work(client: Client, number: int) -> int:
-        return (await client.complete(f"({turn}) {COPY}", tokens)).tokens
+        return (await client.complete(f"({turn}) {ASKED['copying']}", tokens)).tokens
 
     return await tokens_per_second(target, 1, work)
 
@@ -176,14 +172,7 @@ def report(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, print, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=Path, help="a GGUF file")
-    parser.add_argument("output", type=Path, help="where the result goes, as JSON")
-    parser.add_argument("--engine", choices=("wheel", "source"), default="wheel")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--slots", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser = arguments(__doc__, slots=8, tokens=48)
     for name in RIVALS:
         parser.add_argument(f"--{name.replace('_', '-')}", help="the other to compare with")
     options = parser.parse_args()

@@ -25,6 +25,7 @@ from typing import Any
 
 from serving import (
     Target,
+    arguments,
     bare_engine,
     first_token_ms,
     long_prompt,
@@ -117,15 +118,7 @@ def _row(name: str, row: dict[str, float]) -> str:
 
 def main() -> None:
     """Measure, print, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=Path, help="a GGUF file")
-    parser.add_argument("output", type=Path, help="where the result goes, as JSON")
-    parser.add_argument("--engine", choices=("wheel", "source"), default="wheel")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--slots", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
-    options = parser.parse_args()
+    options = arguments(__doc__, slots=4, tokens=64).parse_args()
     options.model = options.model.resolve()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         result = asyncio.run(bench(Path(folder), options))

@@ -34,6 +34,19 @@ START_SECONDS = 120
 SUBJECTS = ("a lighthouse", "two brothers", "the last train", "an old baker")
 
 
+def arguments(doc: str, slots: int, tokens: int) -> argparse.ArgumentParser:
+    """The command line of a bench that ``doc`` describes, with its defaults."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("model", type=Path, help="a GGUF file")
+    parser.add_argument("output", type=Path, help="where the result goes, as JSON")
+    parser.add_argument("--engine", choices=("wheel", "source"), default="wheel")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--slots", type=int, default=slots)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=tokens, help="of each answer")
+    return parser
+
+
 @dataclass(frozen=True)
 class Target:
     """Something to ask: a Unix socket or a port of this machine, the key for it, the name of its

@@ -108,11 +108,11 @@ class Endpoint:
     async def _answer(self, exchange: _Exchange) -> None:
         name = exchange.generation.model or self._default()
         fallback = self._fallback(name, exchange.key)
-        pooled = _asked_by_pool(exchange.scope)
         try:
             await self._ask(exchange, name, may_wait=fallback is None)
         except _Elsewhere as first:
-            if pooled and first.reason != "context" and name in self._settings.models:
+            here = name in self._settings.models and first.reason != "context"
+            if here and _asked_by_pool(exchange.scope):
                 # Another NAS may have room, and comes before any cloud.
                 first.error.status = ASK_ANOTHER
                 raise first.error from first
