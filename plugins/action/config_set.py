@@ -34,9 +34,9 @@ class ActionModule(ActionBase):
         """Have the NAS make the change, and show it that its owner can still come in."""
         result: Result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        result |= self._execute_module(
-            module_name=MODULE, module_args=arguments, task_vars=task_vars
-        )
+        # Files may hold secrets, and the NAS's journal is not the place for them.
+        quiet = {**(task_vars or {}), "ansible_no_target_syslog": True}
+        result |= self._execute_module(module_name=MODULE, module_args=arguments, task_vars=quiet)
         token = str(result.pop("token", ""))
         if token and not result.get("failed"):
             wish = arguments["guard"]

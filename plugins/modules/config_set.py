@@ -682,8 +682,6 @@ def main() -> None:
             "guard": {"type": "dict", "options": GUARD},
         },
         supports_check_mode=True,
-        # Files may hold secrets, and the NAS's journal is not the place for them.
-        no_log=True,
     )
     try:
         module.exit_json(**ConfigSet(module.params, module.check_mode).run())
