@@ -114,6 +114,9 @@ def _assistant(found: Mapping[str, Any], now: int) -> Iterator[Finding]:
     if found["drained"]:
         reason, remedy = "the others of its pool do its work", "rm /run/nas-assistant-drained"
         yield finding("pool", WARNING, "drained, it takes nothing new", "", reason, remedy)
+    if found["unproved"]:
+        reason, remedy = "what ran before is still kept", "run nas.assistant.rollout to its end"
+        yield finding("rollout", WARNING, "one did not end", "", reason, remedy)
 
 
 def _front(found: Mapping[str, Any]) -> Iterator[Finding]:

@@ -34,6 +34,8 @@ _PATIENCE = 30  # seconds for a command: one that asks a disk which is gone neve
 _RECORD = ("run", "success", "cause", "points", "drill_run", "drill_success", "drill_cause")
 # While it is there, a member of a pool of NAS takes nothing new of it; the proxy role has it too.
 _DRAINED = "/run/nas-assistant-drained"
+# What ran before a rollout, kept until the new one has proved itself; the rollout role has it too.
+_KEPT = "/var/lib/nas-assistant-rollout/release.json"
 
 
 def assistant(container: str, socket: str) -> Found:
@@ -61,6 +63,7 @@ def assistant(container: str, socket: str) -> Found:
         "reason": "" if status == 200 else gateway.reason(body),
         "models": list(models) if isinstance(models, list) else [],
         "drained": os.path.exists(_DRAINED),
+        "unproved": os.path.exists(_KEPT),
     }
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""Asks the service over its own Unix socket, which refuses at once while it is away."""
+"""Asks over a Unix socket: the service's own, which refuses while it is away, or Docker's."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Mapping
 class SocketConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=5)
+    def __init__(self, path: str, timeout: float = 5) -> None:
+        super().__init__("localhost", timeout=timeout)
         self.path = path
 
     def connect(self) -> None:

@@ -33,6 +33,8 @@ options:
     elements: path
     default:
       - /etc/nas-assistant/tls/server.crt
+      - /etc/nas-assistant/tls/acme.pem
+      - /etc/nas-assistant/tls/own.pem
       - /etc/nas-assistant/tls/member.crt
       - /etc/nas-assistant/tls/ca.crt
   front:
@@ -66,7 +68,8 @@ now:
 assistant:
   description: C(state) of the container (V(missing) where there is none, V(unknown) where Docker
     does not say, with the C(problem)), C(since) when, C(restarts), C(image), C(version); whether
-    the service is C(ready), and the C(reason) why not; its C(models); whether it is C(drained).
+    the service is C(ready), and the C(reason) why not; its C(models); whether it is C(drained),
+    and whether a rollout did not end and it is C(unproved).
   type: dict
   returned: success
 front:
@@ -149,6 +152,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 SNAPSHOTS = "/etc/nas-assistant/snapshots.json"
 COPIES = "/etc/nas-assistant/backup.json"
 TLS = "/etc/nas-assistant/tls"
+CERTIFICATES = ("server.crt", "acme.pem", "own.pem", "member.crt", "ca.crt")
 
 
 def look(params: dict[str, Any]) -> dict[str, object]:
@@ -187,7 +191,7 @@ def main() -> None:
             "certificates": {
                 "type": "list",
                 "elements": "path",
-                "default": [f"{TLS}/server.crt", f"{TLS}/member.crt", f"{TLS}/ca.crt"],
+                "default": [f"{TLS}/{name}" for name in CERTIFICATES],
             },
             "front": {"type": "str", "default": "https://127.0.0.1/readyz"},
             "mounts": {"type": "list", "elements": "path", "default": []},

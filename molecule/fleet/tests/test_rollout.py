@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Changes that go over the fleet, the bad ones too: clients do not notice either."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Load
+from site_lab import Lab, kill, said, worked
+
+from lab import docker
+
+Loading = Callable[[], contextlib.AbstractContextManager[Load]]
+Play = Callable[..., subprocess.CompletedProcess[str]]
+GATE = {"watch": 4}
+CONFIG = "/etc/nas-assistant/config.ini"
+SLOW = """
+import asyncio
+
+_create_app = create_app
+
+
+def create_app(*arguments):
+    app = _create_app(*arguments)
+
+    async def slow(scope, receive, send):
+        if scope.get("path", "").endswith("completions"):
+            await asyncio.sleep(3)
+        await app(scope, receive, send)
+
+    return slow
+"""
+LEFT = "ls /run/nas-assistant-drained /var/lib/nas-assistant-rollout 2>/dev/null || true"
+INSPECT = "docker inspect nas-assistant --format "
+
+
+def queues(lab: Lab) -> list[str]:
+    """What each NAS has for the length of its queue, 32 unless a rollout changes it."""
+    return [lab.on(host, f"sed -n 's/^queue = //p' {CONFIG}") for host in lab.hosts]
+
+
+def containers(lab: Lab) -> list[str]:
+    """Image and limits of each NAS's assistant, which runs."""
+    look = "'{{.State.Status}} {{.Config.Image}} {{.HostConfig.NanoCpus}}'"
+    return [lab.on(host, INSPECT + look) for host in lab.hosts]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(lab: Lab) -> Iterator[None]:
+    """No NAS is drained, or keeps what was before."""
+    yield
+    assert [lab.on(host, LEFT) for host in lab.hosts] == ["", "", ""]
+
+
+@pytest.fixture
+def release(lab: Lab, tmp_path: Path) -> Iterator[Callable[..., dict[str, str]]]:
+    """Return a function that makes a release: the image that runs, with more lines of a Dockerfile,
+    as an archive. In the end no NAS has one of them."""
+    running = lab.on(lab.hosts[0], INSPECT + "'{{.Config.Image}}'")
+    names: list[str] = []
+
+    def make(name: str, *lines: str) -> dict[str, str]:
+        names.append(f"nas-assistant-{name}:1")
+        docker.docker(
+            "build", "--tag", names[-1], "-", stdin="\n".join([f"FROM {running}", *lines])
+        )
+        archive = str(tmp_path / f"{name}.tar")
+        docker.docker("save", "--output", archive, names[-1])
+        return {"source": "archive", "name": names[-1], "archive": archive}
+
+    yield make
+    for name in names:
+        docker.docker("rmi", name)
+
+
+@pytest.fixture
+def slow(release: Callable[..., dict[str, str]]) -> dict[str, str]:
+    """A release that is well in all but one thing: answers begin three seconds late."""
+    code = base64.b64encode(SLOW.encode()).decode()
+    patch = f"RUN echo {code} | base64 -d >> /app/nas_assistant/gateway.py"
+    return release("slow", "USER root", patch, "USER 10001:10001")
+
+
+def test_another_image_under_load(
+    lab: Lab, under_load: Loading, play: Play, release: Callable[..., dict[str, str]]
+) -> None:
+    before, other = containers(lab), release("rolled", "LABEL org.example.rolled=1")
+    with under_load() as load:
+        worked(play("rollout", assistant_image=other, rollout_gate=GATE))
+    assert not load.failed
+    assert {each.split()[1] for each in containers(lab)} == {other["name"]}
+    with under_load() as load:
+        worked(play("rollout", rollout_gate=GATE))
+    assert not load.failed
+    assert containers(lab) == before
+
+
+def test_a_bad_release_is_stopped_at_the_canary(
+    lab: Lab,
+    under_load: Loading,
+    play: Play,
+    slow: dict[str, str],
+    release: Callable[..., dict[str, str]],
+) -> None:
+    """One that is slow, and one that does not start."""
+    before = containers(lab)
+    image = before[0].split()[1]
+    for bad, why in (
+        (slow, "the first token takes"),
+        (release("broken", 'ENTRYPOINT ["/nowhere"]'), "/nowhere"),
+    ):
+        wish = {"assistant_image": bad, "assistant_server": {"queue": 31}, "rollout_gate": GATE}
+        with under_load() as load:
+            text = said(play("rollout", **wish))
+        assert not load.failed
+        assert why in text
+        assert f"nas1: as before, {image}; nas2: not touched; nas3: not touched" in text
+        assert containers(lab) == before
+        assert queues(lab) == ["32", "32", "32"]
+
+
+def test_a_batch_that_fails_leaves_the_others(lab: Lab, under_load: Loading, play: Play) -> None:
+    """The third fails, the second is taken back with it, and the first keeps what is good."""
+    before = containers(lab)
+    wish: dict[str, Any] = {
+        "rollout_batches": [1, 2],
+        "assistant_server": {"queue": 31},
+        "assistant_model_variant": "{{ 'huge' if inventory_hostname == 'nas3' else 'default' }}",
+    }
+    with under_load() as load:
+        text = said(play("rollout", rollout_gate=GATE, **wish))
+    assert not load.failed
+    assert "nas1: new, first token after" in text
+    assert "nas2: taken back with the others of its batch" in text
+    assert containers(lab) == before
+    assert queues(lab) == ["31", "32", "32"]
+    worked(play("rollout", rollout_gate=GATE))
+    assert queues(lab) == ["32", "32", "32"]
+
+
+def test_a_nas_that_is_away_stops_it_before_it_begins(lab: Lab, play: Play) -> None:
+    docker.docker("stop", lab.hosts[2]["container"])
+    try:
+        text = said(play("rollout", assistant_server={"queue": 31}, rollout_gate=GATE))
+    finally:
+        docker.docker("start", lab.hosts[2]["container"])
+    assert "nas3 cannot be reached or is not fit" in text
+    assert queues(lab)[:2] == ["32", "32"]
+
+
+def test_one_that_is_killed_ends_right_when_it_runs_again(
+    lab: Lab, under_load: Loading, play: Play, slow: dict[str, str]
+) -> None:
+    wish = {"assistant_server": {"queue": 31}, "rollout_gate": GATE}
+    arguments = ("--extra-vars", json.dumps(wish))
+    before = containers(lab)
+    with under_load() as load:
+        controller = subprocess.Popen(
+            lab.command(*arguments, playbook="rollout"),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            deadline = time.monotonic() + 240
+            # The configuration of the canary is the new one, and what runs there is not yet.
+            while queues(lab)[0] == "32":
+                assert time.monotonic() < deadline
+                assert controller.poll() is None
+                time.sleep(0.5)
+        finally:
+            kill(controller)
+        assert "release.json" in lab.on(lab.hosts[0], LEFT)
+        # One that fails now brings back what was before the first of them.
+        text = said(play("rollout", **wish, assistant_image=slow))
+        assert "did not end. Should this one fail" in text
+        assert queues(lab) == ["32", "32", "32"]
+        worked(play("rollout", **wish))
+    assert not load.failed
+    assert queues(lab) == ["31", "31", "31"]
+    worked(play("rollout", rollout_gate=GATE))
+    assert containers(lab) == before

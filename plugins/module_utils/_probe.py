@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Asks the service real questions, with a key of its own, and measures how they are answered."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
+    DockerError,
+    run as docker,
+)
+from ansible_collections.nas.assistant.plugins.module_utils._gateway import SocketConnection
+
+KEY = "rollout"  # its name; the secret is known to this process only
+START = "/app/start.sh"
+PATIENCE = 120  # seconds for one answer
+# Different ones, so that none is answered from what the engine kept of the one before.
+QUESTIONS = (
+    "Name a colour.",
+    "What do bees make?",
+    "How many days has a week?",
+    "Where do fish live?",
+    "Say a word that rhymes with house.",
+)
+ENDED = re.compile(r"^nas_assistant_requests_total\{.*status=\"(\d+)\".*\} (\S+)$", re.M)
+
+
+@dataclass
+class Outcome:
+    """What came of the questions: seconds to the first token of each, and what went wrong."""
+
+    first: list[float] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def median_ms(self) -> float:
+        """Median of the time to the first token in milliseconds, 0 where no answer came."""
+        return round(1000 * statistics.median(self.first), 1) if self.first else 0.0
+
+
+@contextlib.contextmanager
+def admin_key(container: str) -> Iterator[str]:
+    """Give the secret of an admin's key that the service has for as long as it is needed.
+
+    :raises DockerError: the container does not run, or makes none.
+    """
+    revoke = ["docker", "exec", container, START, "keys", "revoke", KEY]
+    with contextlib.suppress(DockerError):  # there is one if a run was cut off
+        docker(revoke)
+    secret = docker(["docker", "exec", container, START, "keys", "create", KEY, "--role", "admin"])
+    try:
+        yield secret.strip().splitlines()[-1]
+    finally:
+        docker(revoke)
+
+
+def questions(path: str, secret: str, count: int, tokens: int) -> Outcome:
+    """Ask so many questions, one after the other; the first, which warms up, is not counted."""
+    outcome = Outcome()
+    chat = True
+    for number in range(count + 1):
+        began = time.monotonic()
+        try:
+            status, said = ask(path, secret, QUESTIONS[number % len(QUESTIONS)], tokens, chat)
+            if status == 400 and chat and "template" in said:
+                # A model without one completes texts.
+                chat = False
+                status, said = ask(path, secret, QUESTIONS[0], tokens, chat)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            status, said = 0, f"{type(error).__name__}: {error}"
+        if status != 200:
+            outcome.errors.append(f"{status}: {said}" if status else said)
+        elif number:
+            outcome.first.append(float(said) - began)
+    return outcome
+
+
+def ask(path: str, secret: str, question: str, tokens: int, chat: bool) -> tuple[int, str]:
+    """Ask one question; return 200 and the moment of its first token, or the status and why not.
+
+    :raises OSError: nobody answers.
+    :raises ValueError: the answer ended without a token, or with an error.
+    """
+    asked = {"messages": [{"role": "user", "content": question}]} if chat else {"prompt": question}
+    body = json.dumps({**asked, "max_tokens": tokens, "temperature": 0, "stream": True})
+    where = "/v1/chat/completions" if chat else "/v1/completions"
+    connection = SocketConnection(path, timeout=PATIENCE)
+    try:
+        connection.request("POST", where, body.encode(), headers(secret))
+        answer = connection.getresponse()
+        if answer.status != 200:
+            return answer.status, answer.read().decode(errors="replace").strip()
+        first, whole = 0.0, False
+        for line in answer:
+            text = line.decode(errors="replace").strip()
+            if text == "data: [DONE]":
+                whole = True
+            elif text.startswith("data: "):
+                piece = json.loads(text[6:])
+                if "error" in piece:
+                    raise ValueError(str(piece["error"]))
+                first = first or (time.monotonic() if _text_of(piece) else 0.0)
+        if not whole or not first:
+            raise ValueError("the answer ended before it was whole")
+        return 200, str(first)
+    finally:
+        connection.close()
+
+
+def _text_of(piece: Mapping[str, list[dict[str, object]]]) -> str:
+    (choice,) = piece.get("choices") or [{}]
+    delta = choice.get("delta")
+    return str((delta.get("content") if isinstance(delta, dict) else choice.get("text")) or "")
+
+
+def headers(secret: str) -> dict[str, str]:
+    """Return what a request with a key has."""
+    return {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+
+
+def until_known(path: str, secret: str, patience: float = 15) -> None:
+    """Wait until the service has read the new key, which it does each second.
+
+    :raises DockerError: it does not.
+    """
+    deadline = time.monotonic() + patience
+    while (status := get(path, "/v1/models", secret)[0]) != 200:
+        if time.monotonic() > deadline:
+            raise DockerError(f"the service does not take a key that it made itself: {status}")
+        time.sleep(0.3)
+
+
+def get(path: str, where: str, secret: str) -> tuple[int, str]:
+    """Return status and text of a page; status 0 and the reason when nobody answers."""
+    connection = SocketConnection(path)
+    try:
+        connection.request("GET", where, headers=headers(secret))
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        return 0, f"{path}: {error}"
+    finally:
+        connection.close()
+
+
+def life(container: str) -> str:
+    """Return what differs once the container has begun anew."""
+    look = "{{.Id}} {{.State.StartedAt}} {{.RestartCount}}"
+    return str(docker(["docker", "inspect", container, "--format", look]))
+
+
+def counted(path: str, secret: str) -> tuple[int, int]:
+    """Return what :func:`ended` makes of the service's figures.
+
+    :raises DockerError: it does not give them.
+    """
+    status, text = get(path, "/metrics", secret)
+    if status != 200:
+        raise DockerError(f"/metrics: {status}: {text[:200]}")
+    return ended(text)
+
+
+def ended(metrics: str) -> tuple[int, int]:
+    """Return how many requests ended, and how many of them by a fault of ours (5xx)."""
+    found = [(int(status), float(count)) for status, count in ENDED.findall(metrics)]
+    return (
+        int(sum(count for _, count in found)),
+        int(sum(count for status, count in found if status >= 500)),
+    )

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Keeps what a container is made of, with its files, and makes the same container again.
+
+Docker's own answer to ``inspect`` is what it takes to create a container (Engine API,
+``ContainerInspect`` and ``ContainerCreate``): nothing of a role's variables is needed, which are
+those of the new release by then.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
+    DockerError,
+    run as docker,
+)
+from ansible_collections.nas.assistant.plugins.module_utils._gateway import SocketConnection
+
+SOCKET = "/var/run/docker.sock"
+PATIENCE = 300  # seconds for one question to a busy engine
+KEPT = "release.json"
+LATER = "-refused"  # what the container is called whose place the kept one takes
+# Networks that every engine has.
+OWN = ("none", "host", "bridge", "default")
+
+Release = dict[str, Any]
+
+
+class ReleaseError(Exception):
+    """What was kept cannot be read, or not be made again; one sentence with the remedy."""
+
+
+def read(folder: Path) -> Release | None:
+    """Return what is kept in a folder, None where nothing is.
+
+    :raises ReleaseError: it is damaged.
+    """
+    path = folder / KEPT
+    try:
+        kept = json.loads(path.read_bytes())
+        return {part: kept[part] for part in ("container", "files", "networks", "notes", "since")}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReleaseError(
+            f"{path} is damaged ({error}). Delete it, and what runs now is what will be kept"
+        ) from error
+
+
+def take(container: str, files: Sequence[str], label: str = "") -> Release:
+    """Return what there is now; ``container`` is None in it where there is none by that name.
+
+    :param label: what a container that it could be has.
+    :raises ReleaseError: one has it, and another name.
+    """
+    found = inspect(container)
+    if found is None and label:
+        names = docker(
+            ["docker", "ps", "-a", "--filter", f"label={label}", "--format", "{{.Names}}"]
+        )
+        if names.strip():
+            raise ReleaseError(
+                f"the container is called {names.split()[0]} until now, and is to be {container}: "
+                "give it another name by nas.assistant.assistant, on its own"
+            )
+    networks = [
+        inspected
+        for name in ((found or {}).get("NetworkSettings", {}).get("Networks") or {})
+        if name not in OWN and (inspected := inspect(name, "network"))
+    ]
+    return {"container": found, "files": [_file(path) for path in files], "networks": networks}
+
+
+def write(folder: Path, release: Release) -> None:
+    """Keep a release, for root alone: it has keys in it. Whole or not at all."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = folder / f"{KEPT}.part"
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as handle:
+        json.dump(release, handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    part.replace(folder / KEPT)
+
+
+def forget(folder: Path) -> bool:
+    """Delete what is kept; return whether something was."""
+    there = (folder / KEPT).exists()
+    shutil.rmtree(folder, ignore_errors=True)
+    return there
+
+
+def put_back(name: str, release: Release) -> list[str]:
+    """Make files, networks and the container as they were; return what that took, in words.
+
+    :raises DockerError: Docker refuses.
+    :raises ReleaseError: the image is no more.
+    """
+    kept, there = release["container"], inspect(name)
+    if kept and (there is None or there["Id"] != kept["Id"]):
+        _see_image(name, kept)
+    done = [f"wrote {each['path']}" for each in release["files"] if _put_file_back(each)]
+    if kept is None:
+        # None ran before: what was refused is not left serving.
+        if there and there["State"]["Running"]:
+            docker(["docker", "stop", name])
+            done.append(f"stopped {name}, which is new here")
+        return done
+    for network in release["networks"]:
+        if inspect(network["Name"], "network") is None:
+            docker(["docker", "network", "create", *network_options(network), network["Name"]])
+            done.append(f"made the network {network['Name']}")
+    if there and there["Id"] == kept["Id"]:
+        if _was_touched(there, kept):
+            docker(["docker", "restart", name])
+            done.append(f"started {name} again")
+        return done
+    _make(name, kept, there)
+    done.append(f"made {name} as it was, of {kept['Config']['Image']}")
+    return done
+
+
+def _was_touched(there: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
+    """Whether the container ran on with other files, does not run, or began anew."""
+    state = there["State"]
+    same = state["StartedAt"] == kept["State"]["StartedAt"]
+    return not (state["Running"] and not state.get("Paused") and same)
+
+
+def _see_image(name: str, kept: Mapping[str, Any]) -> None:
+    """Before anything is put back: half of a release is none."""
+    if inspect(kept["Image"], "image") is None:
+        raise ReleaseError(
+            f"the image of {name} before, {kept['Config']['Image']} ({kept['Image'][:19]}), is no "
+            "more on this NAS. Bring it back (docker load, docker pull), and run this again"
+        )
+
+
+def _make(name: str, kept: Mapping[str, Any], there: Mapping[str, Any] | None) -> None:
+    image = kept["Image"]
+    reference = kept["Config"]["Image"]
+    named = inspect(reference, "image")
+    body = create_body(kept, reference if named and named["Id"] == image else image)
+    refused = name + LATER
+    if there:
+        if inspect(refused):
+            docker(["docker", "rm", "--force", refused])
+        docker(["docker", "stop", name])
+        docker(["docker", "rename", name, refused])
+    _post(f"/containers/create?name={name}", body)
+    docker(["docker", "start", name])
+    if inspect(refused):
+        docker(["docker", "rm", "--force", refused])
+
+
+def create_body(found: Mapping[str, Any], image: str) -> dict[str, Any]:
+    """Return what creates a container that Docker described so, of an image."""
+    config = {**found["Config"], "Image": image}
+    # It was the short form of the container's own id; another one gets its own.
+    if str(found["Id"]).startswith(config.get("Hostname") or "-"):
+        del config["Hostname"]
+    return {**config, "HostConfig": found["HostConfig"]}
+
+
+def network_options(found: Mapping[str, Any]) -> list[str]:
+    """Return the options of ``docker network create`` for one that Docker described so."""
+    options = ["--driver", str(found["Driver"])]
+    for flag, there in (("--internal", found.get("Internal")), ("--ipv6", found.get("EnableIPv6"))):
+        options += [flag] if there else []
+    for key, value in sorted((found.get("Options") or {}).items()):
+        options += ["--opt", f"{key}={value}"]
+    for key, value in sorted((found.get("Labels") or {}).items()):
+        options += ["--label", f"{key}={value}"]
+    return options
+
+
+def inspect(name: str, kind: str = "container") -> dict[str, Any] | None:
+    """Return what Docker knows of a container, an image or a network; None where it has none.
+
+    :raises DockerError: nobody answers, or not in words that are known.
+    """
+    try:
+        (found,) = json.loads(docker(["docker", kind, "inspect", name]))
+    except DockerError as error:
+        if "no such" in str(error).lower() or "not found" in str(error).lower():
+            return None
+        raise
+    return dict(found)
+
+
+def _post(path: str, body: Mapping[str, Any]) -> None:
+    connection = SocketConnection(SOCKET, timeout=PATIENCE)
+    try:
+        connection.request(
+            "POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        answer = connection.getresponse()
+        text = answer.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise DockerError(f"{SOCKET}: {error}") from error
+    finally:
+        connection.close()
+    if answer.status >= 300:
+        raise DockerError(f"{path}: {answer.status}: {text.strip()}")
+
+
+def _file(path: str) -> dict[str, Any]:
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(path)
+        content = base64.b64encode(Path(path).read_bytes()).decode()
+        owner = {"uid": found.st_uid, "gid": found.st_gid}
+        return {"path": path, "content": content, "mode": found.st_mode & 0o7777, **owner}
+    return {"path": path}
+
+
+def _put_file_back(kept: Mapping[str, Any]) -> bool:
+    """Make a file as it was; return whether it was not."""
+    path = str(kept["path"])
+    if _file(path) == kept:
+        return False
+    if "content" not in kept:
+        os.unlink(path)
+        return True
+    part = f"{path}.part"
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as handle:
+        os.fchmod(descriptor, kept["mode"])
+        os.fchown(descriptor, kept["uid"], kept["gid"])
+        handle.write(base64.b64decode(kept["content"]))
+        handle.flush()
+        os.fsync(descriptor)
+    os.replace(part, path)
+    return True

@@ -1,0 +1,137 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: service_probe
+short_description: Asks the assistant real questions and says how it answers
+version_added: 0.1.0
+description:
+  - Asks the model that is the default some short questions over the service's own Unix socket, and
+    measures how long the first token takes. May then count for a while how the requests of others
+    end.
+  - Needs no key of the owner, since the service makes one for the time that this takes. The answer
+    says what went wrong; the module itself does not fail for it.
+author:
+  - The nas.assistant contributors
+options:
+  container:
+    description: Name of the assistant's container.
+    type: str
+    required: true
+  socket:
+    description: The service's Unix socket on the NAS.
+    type: path
+    required: true
+  requests:
+    description: Number of questions that are measured; one more warms up.
+    type: int
+    default: 5
+  tokens:
+    description: Tokens of each answer at most.
+    type: int
+    default: 16
+  watch:
+    description: Seconds for which the requests of others are counted.
+    type: int
+    default: 0
+attributes:
+  check_mode:
+    description: Asks nothing in check mode.
+    support: full
+  diff_mode:
+    description: Changes nothing that could be shown.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: See how it answers
+  nas.assistant.service_probe:
+    container: nas-assistant
+    socket: /var/lib/nas-assistant/run/gateway.sock
+  register: probe
+"""
+
+RETURN = r"""
+first_token_ms:
+  description: Median of the time to the first token in milliseconds, 0 where no answer came.
+  type: float
+  returned: success, not in check mode
+errors:
+  description: What went wrong, one entry for each question.
+  type: list
+  elements: str
+  returned: success, not in check mode
+ended:
+  description: Requests of others that ended while it watched.
+  type: int
+  returned: success, not in check mode
+failed_requests:
+  description: Those of them that ended with a status of 500 or more.
+  type: int
+  returned: success, not in check mode
+"""
+
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.nas.assistant.plugins.module_utils import _probe as probe
+from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import DockerError
+
+
+def look(params: dict[str, Any]) -> dict[str, Any]:
+    """Return what the module says."""
+    path = params["socket"]
+    outcome, served, failed = probe.Outcome(), 0, 0
+    try:
+        with probe.admin_key(params["container"]) as secret:
+            probe.until_known(path, secret)
+            outcome = probe.questions(path, secret, params["requests"], params["tokens"])
+            if params["watch"]:
+                served, failed = watch(params["container"], path, secret, params["watch"])
+    except DockerError as error:
+        outcome.errors.append(str(error))
+    return {
+        "first_token_ms": outcome.median_ms,
+        "errors": outcome.errors,
+        "ended": served,
+        "failed_requests": failed,
+    }
+
+
+def watch(container: str, path: str, secret: str, seconds: int) -> tuple[int, int]:
+    """Return how many requests of others ended in so many seconds, and how many of them failed.
+
+    :raises DockerError: the container began anew meanwhile, or does not say.
+    """
+    life = probe.life(container)
+    before = probe.counted(path, secret)
+    time.sleep(seconds)
+    after = probe.counted(path, secret)
+    if probe.life(container) != life:
+        raise DockerError(f"{container} ended and was started again while it was watched")
+    return after[0] - before[0], after[1] - before[1]
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "container": {"type": "str", "required": True},
+            "socket": {"type": "path", "required": True},
+            "requests": {"type": "int", "default": 5},
+            "tokens": {"type": "int", "default": 16},
+            "watch": {"type": "int", "default": 0},
+        },
+        supports_check_mode=True,
+    )
+    if module.check_mode:
+        module.exit_json(skipped=True, msg="in check mode nothing is asked")
+    module.exit_json(**look(module.params))
+
+
+if __name__ == "__main__":
+    main()
