@@ -114,6 +114,37 @@ def proxy_networks(sources: Any, lan: list[str]) -> list[str] | None:
     return [*found["v4"], *found["v6"]]
 
 
+def proxy_virtual_address(given: Any, members: Iterable[Mapping[str, Any]], own: str) -> str:
+    """Return the address that the NAS of a pool have in turn, with its network's length.
+
+    :param members: as of :func:`proxy_members`.
+    :param own: by which the others reach this NAS.
+    :raises AnsibleFilterError: it is no address of a machine, or one that a member has for itself.
+    """
+    wrong = f"proxy_virtual.address={given!r}: give an address with its network's length, such as "
+    wrong += "192.0.2.100/24"
+    try:
+        found = ipaddress.ip_interface(str(given))
+    except ValueError:
+        raise AnsibleFilterError(wrong) from None
+    ends = (found.network.network_address, found.network.broadcast_address)
+    alone = found.network.num_addresses == 1
+    if alone or found.ip in ends or found.is_multicast or found.is_loopback:
+        raise AnsibleFilterError(wrong)
+    taken = [own, *(str(member["address"]).strip("[]") for member in members)]
+    if str(found.ip) in taken:
+        # Whoever hands it over would be left without any.
+        raise AnsibleFilterError(
+            f"proxy_virtual.address={given!r}: a member has it for itself; give one that nobody has"
+        )
+    if any((":" in each) != (found.version == 6) for each in taken if each != "127.0.0.1"):
+        raise AnsibleFilterError(
+            f"proxy_virtual.address={given!r}: the members know each other by addresses of the "
+            f"other kind ({', '.join(taken)})"
+        )
+    return str(found)
+
+
 class FilterModule:
     """What Ansible looks for."""
 
@@ -123,4 +154,5 @@ class FilterModule:
             "proxy_alt_names": proxy_alt_names,
             "proxy_members": proxy_members,
             "proxy_networks": proxy_networks,
+            "proxy_virtual_address": proxy_virtual_address,
         }

@@ -12,6 +12,7 @@ from ansible_collections.nas.assistant.plugins.filter.proxy import (
     proxy_alt_names,
     proxy_members,
     proxy_networks,
+    proxy_virtual_address,
 )
 
 POOL = ["one", "two", "three"]
@@ -94,3 +95,29 @@ def test_who_may_see_the_admin_page() -> None:
     assert proxy_networks([], lan) == []
     with pytest.raises(AnsibleFilterError, match=r"proxy_admin_from=\['home'\]: 'home' does not"):
         proxy_networks(["home"], lan)
+
+
+PAIR = ["one", "two"]
+
+
+def test_an_address_that_moves() -> None:
+    members = proxy_members(PAIR, hosts(), "one")
+    assert proxy_virtual_address("192.0.2.100/24", members, "192.0.2.1") == "192.0.2.100/24"
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("192.0.2.100", "such as 192.0.2.100/24"),
+        ("192.0.2.0/24", "such as 192.0.2.100/24"),
+        ("192.0.2.255/24", "such as 192.0.2.100/24"),
+        ("127.0.0.1/8", "such as 192.0.2.100/24"),
+        ("nas.local/24", "such as 192.0.2.100/24"),
+        ("192.0.2.1/24", "a member has it for itself"),
+        ("192.0.2.2/24", "a member has it for itself"),
+        ("2001:db8::9/64", "addresses of the other kind"),
+    ],
+)
+def test_an_address_that_cannot_move(address: str, said: str) -> None:
+    with pytest.raises(AnsibleFilterError, match=said):
+        proxy_virtual_address(address, proxy_members(PAIR, hosts(), "one"), "192.0.2.1")

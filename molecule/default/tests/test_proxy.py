@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -165,3 +167,32 @@ def test_socket_belongs_to_nginx_alone(host: Host) -> None:
     fetch = ("s.connect('/run/nas-assistant-front/fetch.sock')", "assert s.recv(1)")
     assert not may("www-data", "www-data", *fetch)
     assert may("10001", "10001", *fetch)
+
+
+def test_one_address_cannot_ask_without_end(address: str, certificate: Path) -> None:
+    context = ssl.create_default_context(cafile=str(certificate))
+
+    def ask(count: int) -> list[httpx.Response]:
+        with httpx.Client(base_url=f"https://{address}", verify=context, trust_env=False) as client:
+            return [client.get("/healthz") for _ in range(count)]
+
+    with ThreadPoolExecutor() as pool:
+        answers = [answer for part in pool.map(ask, [150] * 4) for answer in part]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {answer.status_code for answer in refused} == {429}
+    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
+    assert len(answers) - len(refused) > 200  # those of the burst
+    time.sleep(5)  # the next test asks from here too
+
+
+def test_a_page_says_how_to_trust_it(address: str, client: httpx.Client, certificate: Path) -> None:
+    """Also to a device that does not yet."""
+    assert client.get("/trust/").status_code == 200
+    with httpx.Client(base_url=f"http://{address}", trust_env=False) as plain:
+        page = plain.get("/trust/")
+        assert plain.get("/trust/nas.crt").text == certificate.read_text()
+    assert page.headers["content-type"] == "text/html"
+    der = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+    digest = hashlib.sha256(der).hexdigest().upper()
+    assert ":".join(digest[at : at + 2] for at in range(0, 64, 2)) in page.text
