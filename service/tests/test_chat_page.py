@@ -62,9 +62,10 @@ class Chat(Visit):
         self.page.press("Enter")
 
     def ask_and_wait(self, text: str) -> str:
-        before = self.count(".assistant")
+        # Those of the answers before this one are there already, and it is drawn before it runs.
+        before = self.count(".assistant .tools")
         self.ask(text)
-        self.page.wait(f"document.querySelectorAll('.assistant').length > {before}")
+        self.page.wait(f"document.querySelectorAll('.assistant .tools').length > {before}")
         self.page.wait(ANSWERED)
         return self.text(".assistant:last-of-type .body")
 
