@@ -32,17 +32,19 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: Variables | None = None) -> Result:
         """Have the NAS make the change, and show it that its owner can still come in."""
+        # Files may hold secrets, and the NAS's journal is not the place for them.
+        task_vars = {**(task_vars or {}), "ansible_no_target_syslog": True}
         result: Result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        # Files may hold secrets, and the NAS's journal is not the place for them.
-        quiet = {**(task_vars or {}), "ansible_no_target_syslog": True}
-        result |= self._execute_module(module_name=MODULE, module_args=arguments, task_vars=quiet)
+        result |= self._execute_module(
+            module_name=MODULE, module_args=arguments, task_vars=task_vars
+        )
         token = str(result.pop("token", ""))
         if token and not result.get("failed"):
             wish = arguments["guard"]
-            result |= confirm(self, task_vars or {}, str(arguments["name"]), token, wish)
+            result |= confirm(self, task_vars, str(arguments["name"]), token, wish)
             if boolean(wish.get("detached", False)) and not result.get("failed"):
-                result |= self._settled(arguments, result["door"], task_vars or {})
+                result |= self._settled(arguments, result["door"], task_vars)
         return result
 
     def _settled(self, arguments: Variables, opened: Result, task_vars: Variables) -> Result:

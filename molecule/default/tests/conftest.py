@@ -31,6 +31,10 @@ INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
 LAB = ROOT / ".lab/molecule"
 CONTAINER = "nas-assistant"
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+# What takes long and differs little, and the drills that take minutes.
+LONG = pytest.mark.skipif(
+    not os.environ.get("NAS_ASSISTANT_FULL"), reason="one of those that make test-full runs"
+)
 NAS = f"nas{int(WORKER.removeprefix('gw')) + 1}"
 
 

@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import LONG
 from testinfra.host import Host
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
@@ -100,9 +100,7 @@ def test_a_graphics_processor_is_handed_over_and_taken_back(
     wait_ready()
 
 
-@pytest.mark.skipif(
-    not os.environ.get("NAS_ASSISTANT_FULL"), reason="one of those that make test-full runs"
-)
+@LONG
 def test_what_suits_the_machine_is_tried_once(
     host: Host, playbook: Playbook, wait_ready: Callable[[], float]
 ) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import LONG
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -163,6 +164,7 @@ def wish_of(acme: Acme, *names: str) -> dict[str, Any]:
     return {"proxy_certificate": certificate, "proxy_acme": {**acme.wish, "names": list(names)}}
 
 
+@LONG
 def test_a_certificate_is_fetched_and_kept(
     host: Host, address: str, acme: Acme, playbook: Playbook, credentials: Path, nas_name: str
 ) -> None:
@@ -193,6 +195,7 @@ def test_a_certificate_is_fetched_and_kept(
     assert host.service("certbot.timer").is_enabled
 
 
+@LONG
 def test_renewal_under_load_drops_nothing(host: Host, address: str, acme: Acme) -> None:
     before = served(address, acme.roots, NAME)["serialNumber"]
     statuses: list[int | str] = []
@@ -230,6 +233,7 @@ def test_renewal_under_load_drops_nothing(host: Host, address: str, acme: Acme) 
     assert host.run("systemctl start certbot.service").rc == 0
 
 
+@LONG
 def test_what_the_server_does_not_find_here_is_said(
     address: str, acme: Acme, playbook: Playbook
 ) -> None:

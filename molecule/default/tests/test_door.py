@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import LONG
 from site_lab import kill
 from testinfra.host import Host
 
@@ -352,9 +353,12 @@ def test_an_address_that_would_be_shut_out_is_refused(host: Host, playbook: Play
     assert host.check_output("nft list table inet nas_assistant") == before
 
 
+# By which the door is looked for: only a NAS whose door is known gets as far as to refuse them.
+REFUSED_DOORS: list[tuple[dict[str, Any], str]] = [
+    ({"hardening_ssh": {"port": 70000}}, "hardening_ssh.port=70000"),
+    ({"hardening_admin": {"name": "root"}}, "hardening_admin.name=root"),
+]
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
-    ({"hardening_ssh": {"port": 70000}}, ["hardening_ssh.port=70000"]),
-    ({"hardening_admin": {"name": "root"}}, ["hardening_admin.name=root"]),
     (
         {"hardening_admin": {"authorized_keys": ["rubbish"]}},
         ["one line of an authorized_keys file"],
@@ -365,12 +369,19 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-def test_wrong_input_is_refused_before_anything_changes(host: Host, refused: Refused) -> None:
+def test_wrong_input_is_refused_before_anything_changes(
+    host: Host, playbook: Playbook, refused: Refused
+) -> None:
     before = host.check_output("sshd -T; nft list table inet nas_assistant")
     told = refused("base", [variables for variables, _ in REFUSED])
     for (_, words), said in zip(REFUSED, told, strict=True):
         for word in words:
             assert word in said
+    for variables, word in REFUSED_DOORS:
+        done = playbook("base", **variables)
+        assert done.returncode != 0
+        assert word in done.stdout
+        assert "changed=0" in done.stdout
     assert host.check_output("sshd -T; nft list table inet nas_assistant") == before
 
 
@@ -514,7 +525,7 @@ def switch(host: Host, off: str, on: str) -> None:
     host.check_output(f"systemd-run --wait sh -c '{steps}'")
 
 
-@pytest.mark.parametrize("listens", ["ssh.service", "ssh.socket"])
+@pytest.mark.parametrize("listens", ["ssh.service", pytest.param("ssh.socket", marks=LONG)])
 def test_the_port_can_be_moved_again(
     host: Host, address: str, playbook: Playbook, listens: str
 ) -> None:

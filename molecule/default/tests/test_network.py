@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import LONG
 from site_lab import kill
 
 from lab import docker, label, paths, ssh
@@ -31,9 +32,7 @@ OLD6, NEW6 = "fd12:3456:77::10", "fd12:3456:77::20"
 WRONG = "10.213.99.20"
 SECONDS = 30  # that the NAS waits for a confirmation in the drills
 # What is shown by one manager already, and takes half a minute more with each of the others.
-FULL = pytest.mark.skipif(
-    not os.environ.get("NAS_ASSISTANT_FULL"), reason="one of those that make test-full runs"
-)
+FULL = LONG
 
 # How each comes to manage the interface, with the old address.
 MANAGERS = {

@@ -101,11 +101,11 @@ def test_a_drained_member_takes_nothing_new(host: Host, key: str) -> None:
 
 
 def test_what_is_no_pool_is_refused(refused: Refused, nas_name: str) -> None:
-    first = [f"{nas_name}-0"]  # as `refused` calls it
+    own = [[f"{nas_name}-{number}"] for number in range(3)]  # as `refused` calls it
     rows: list[tuple[dict[str, Any], str]] = [
         ({"proxy_pool": ["nowhere"]}, "the inventory has no host 'nowhere'"),
-        ({"proxy_pool": first, "proxy_pool_port": 443}, "proxy_pool_port=443: give a port"),
-        ({"proxy_pool": first, "proxy_member": {"weight": 0}}, "weight is a whole number"),
+        ({"proxy_pool": own[1], "proxy_pool_port": 443}, "proxy_pool_port=443: give a port"),
+        ({"proxy_pool": own[2], "proxy_member": {"weight": 0}}, "weight is a whole number"),
     ]
     told = refused("proxy", [variables for variables, _ in rows])
     for (_, words), said in zip(rows, told, strict=True):

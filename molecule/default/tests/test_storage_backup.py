@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import LONG
 from testinfra.host import Host
 
 from lab import apt, disks
@@ -242,6 +243,7 @@ def test_old_points_are_pruned_from_the_controller(playbook: Run, wish: dict[str
     assert "changed=0" in worked(playbook("prune", **wish))
 
 
+@LONG
 def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     playbook: Run,
     wish: dict[str, Any],

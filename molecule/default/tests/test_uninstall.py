@@ -4,11 +4,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
+from conftest import LONG
 from testinfra.host import Host
 
 from lab import paths, ssh
@@ -27,9 +27,7 @@ TRACES = """
 """
 
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("NAS_ASSISTANT_FULL"), reason="one of those that make test-full runs"
-)
+pytestmark = LONG
 
 
 @pytest.fixture(autouse=True)
