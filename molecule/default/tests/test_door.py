@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from testinfra.host import Host
 from lab import docker, label, network, paths, ssh
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
-Refused = Callable[[str, Sequence[dict[str, Any]]], list[str]]
 LAB = "molecule"
 FOLDER = paths.lab(LAB)
 SECONDS = 20  # that the NAS waits for a confirmation in the drills
@@ -353,12 +352,9 @@ def test_an_address_that_would_be_shut_out_is_refused(host: Host, playbook: Play
     assert host.check_output("nft list table inet nas_assistant") == before
 
 
-# By which the door is looked for: only a NAS whose door is known gets as far as to refuse them.
-REFUSED_DOORS: list[tuple[dict[str, Any], str]] = [
-    ({"hardening_ssh": {"port": 70000}}, "hardening_ssh.port=70000"),
-    ({"hardening_admin": {"name": "root"}}, "hardening_admin.name=root"),
-]
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
+    ({"hardening_ssh": {"port": 70000}}, ["hardening_ssh.port=70000"]),
+    ({"hardening_admin": {"name": "root"}}, ["hardening_admin.name=root"]),
     (
         {"hardening_admin": {"authorized_keys": ["rubbish"]}},
         ["one line of an authorized_keys file"],
@@ -369,19 +365,16 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
+@pytest.mark.parametrize(("variables", "said"), REFUSED, ids=lambda value: str(value)[:40])
 def test_wrong_input_is_refused_before_anything_changes(
-    host: Host, playbook: Playbook, refused: Refused
+    host: Host, playbook: Playbook, variables: dict[str, Any], said: list[str]
 ) -> None:
     before = host.check_output("sshd -T; nft list table inet nas_assistant")
-    told = refused("base", [variables for variables, _ in REFUSED])
-    for (_, words), said in zip(REFUSED, told, strict=True):
-        for word in words:
-            assert word in said
-    for variables, word in REFUSED_DOORS:
-        done = playbook("base", **variables)
-        assert done.returncode != 0
-        assert word in done.stdout
-        assert "changed=0" in done.stdout
+    done = playbook("base", **variables)
+    assert done.returncode != 0
+    for words in said:
+        assert words in done.stdout, done.stdout
+    assert "changed=0" in done.stdout
     assert host.check_output("sshd -T; nft list table inet nas_assistant") == before
 
 
