@@ -92,11 +92,10 @@ def write(folder: Path, release: Release) -> None:
     part.replace(folder / KEPT)
 
 
-def forget(folder: Path) -> bool:
-    """Delete what is kept; return whether something was."""
-    there = (folder / KEPT).exists()
-    shutil.rmtree(folder, ignore_errors=True)
-    return there
+def forget(folder: Path) -> None:
+    """Delete what is kept."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def put_back(name: str, release: Release) -> list[str]:
