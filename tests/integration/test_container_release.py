@@ -35,7 +35,10 @@ def inspect(name: str = NAME) -> dict[str, Any]:
 
 
 def start(*more: str) -> None:
-    image = docker.lines("images", "--quiet", "--filter", f"label={label.LAB}={label.IMAGE}")[0]
+    images = docker.lines("images", "--quiet", "--filter", f"label={label.LAB}={label.IMAGE}")
+    if not images:
+        pytest.skip("no image of the lab here: make prepare")
+    image = images[0]
     docker.docker("rm", "--force", NAME, check=False)
     options = ("--detach", "--name", NAME, *label.arguments(LAB), "--entrypoint", "sleep")
     docker.docker("run", *options, "--stop-timeout", "1", *more, image, "600")
