@@ -26,6 +26,7 @@ class Wanted:
 
     ``edits``: regular expressions and what takes the place of each line that they match, in a file
     that is somebody else's. ``absent``: it should not exist. ``secret``: its content is in no diff.
+    ``directory``: it is a folder; what is in it does not count.
     """
 
     path: str
@@ -36,6 +37,7 @@ class Wanted:
     edits: tuple[tuple[str, str], ...] = ()
     absent: bool = False
     secret: bool = False
+    directory: bool = False
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Wanted:
@@ -46,10 +48,10 @@ class Wanted:
         path = str(value["dest"])
         if not path.startswith("/") or path.endswith("/"):
             raise FilesError(f"dest={path!r}: give the whole path of a file")
-        mode = str(value.get("mode") or "0644")
+        state = value.get("state") or "present"
+        mode = str(value.get("mode") or ("0755" if state == "directory" else "0644"))
         if not mode.isdigit() or set(mode) - set("01234567") or int(mode, 8) > 0o7777:
             raise FilesError(f"{path}: mode={mode!r} is no octal mode such as '0644'")
-        state = value.get("state") or "present"
         if state == "present" and value.get("content") is None:
             raise FilesError(
                 f"{path}: content is missing; state=attributes sets owner and mode only"
@@ -65,6 +67,7 @@ class Wanted:
             ),
             absent=state == "absent",
             secret=bool(value.get("secret")),
+            directory=state == "directory",
         )
 
 
@@ -100,9 +103,14 @@ def edited(wanted: Wanted, found: Found) -> Wanted:
 def look(wanted: Wanted) -> Found:
     """Read a file as it is; content only where it counts, or must be put back when it is gone."""
     try:
-        status = os.lstat(wanted.path)
+        # A folder may be elsewhere, such as on a larger disk.
+        status = os.stat(wanted.path) if wanted.directory else os.lstat(wanted.path)
     except (FileNotFoundError, NotADirectoryError):
+        if wanted.directory and os.path.islink(wanted.path):
+            raise FilesError(f"{wanted.path} is a link to what is not there") from None
         return Found(exists=False)
+    if wanted.directory and not stat.S_ISDIR(status.st_mode):
+        raise FilesError(f"{wanted.path} is a file, where a folder should be")
     content = None
     if stat.S_ISDIR(status.st_mode):
         if wanted.content is not None or wanted.absent:
@@ -123,8 +131,10 @@ def differs(wanted: Wanted, found: Found) -> bool:
     """Whether anything must be done."""
     if wanted.absent:
         return found.exists
+    if wanted.content is None and not found.exists:
+        return wanted.directory
     if wanted.content is None:
-        return found.exists and _attributes(wanted) != _attributes(found)
+        return _attributes(wanted) != _attributes(found)
     return found.content != encoded(wanted.content) or _attributes(wanted) != _attributes(found)
 
 
@@ -153,7 +163,9 @@ def apply(wanted: Wanted) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(wanted.path)
     elif wanted.content is None:
-        os.chown(wanted.path, wanted.uid, wanted.gid, follow_symlinks=False)
+        if wanted.directory:
+            os.makedirs(wanted.path, exist_ok=True)
+        os.chown(wanted.path, wanted.uid, wanted.gid, follow_symlinks=wanted.directory)
         os.chmod(wanted.path, wanted.mode)
     else:
         replace(wanted.path, encoded(wanted.content), wanted.uid, wanted.gid, wanted.mode)
@@ -161,7 +173,11 @@ def apply(wanted: Wanted) -> None:
 
 def put_back(wanted: Wanted, found: Found) -> None:
     """Undo ``apply``."""
-    if not found.exists:
+    if not found.exists and wanted.directory:
+        # What somebody put there meanwhile stays.
+        with contextlib.suppress(OSError):
+            os.rmdir(wanted.path)
+    elif not found.exists:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(wanted.path)
     elif found.link is not None:
@@ -169,7 +185,7 @@ def put_back(wanted: Wanted, found: Found) -> None:
         os.symlink(found.link, draft)
         os.rename(draft, wanted.path)
     elif found.content is None:
-        os.chown(wanted.path, found.uid, found.gid, follow_symlinks=False)
+        os.chown(wanted.path, found.uid, found.gid, follow_symlinks=wanted.directory)
         os.chmod(wanted.path, found.mode)
     else:
         replace(wanted.path, found.content, found.uid, found.gid, found.mode)

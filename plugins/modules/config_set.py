@@ -12,7 +12,7 @@ version_added: 0.1.0
 description:
   - Compares all files of a set with the NAS, writes those that differ, checks the whole, and only
     then has the daemons read them. When a check or a daemon refuses, the old files are put back.
-  - One round trip for the whole set, however many files and services it has.
+  - One round trip for the whole set, however many files, folders and services it has.
   - Its arguments are not in the NAS's journal, since files may hold secrets. Ansible shows them at
     C(-vvv), so give the task C(no_log) where they do.
   - With I(guard), a change that could lock its owner out is confirmed over a new connection; if
@@ -48,13 +48,15 @@ options:
         type: str
         default: root
       mode:
-        description: Octal mode, quoted.
+        description: Octal mode, quoted; V(0644) unless given, and V(0755) for a folder.
         type: str
-        default: "0644"
       state:
-        description: V(attributes) leaves the content alone, and a file that is missing too.
+        description:
+          - V(attributes) leaves the content alone, and a file that is missing too.
+          - V(directory) makes a folder, and leaves alone what is in it; a link to one is followed.
+            I(units) do not read it, and a guard does not take it away again.
         type: str
-        choices: [present, absent, attributes]
+        choices: [present, absent, attributes, directory]
         default: present
       edits:
         description:
@@ -462,14 +464,14 @@ class ConfigSet:
 
     def paths(self) -> list[str]:
         """The files that units read."""
-        return [entry["dest"] for entry in self.params["files"]]
+        return [wanted.path for wanted in self.wanted if not wanted.directory]
 
     def change(self, changes: list[tuple[Wanted, Found]]) -> None:
         """Write, check and load; put everything back when something is refused."""
         self.check_drafts(changes)
         wish = self.params["guard"]
         if wish:
-            kept = [wanted.path for wanted, _ in changes] + wish["keep"]
+            kept = [wanted.path for wanted, _ in changes if not wanted.directory] + wish["keep"]
             revert = [Command.of(entry) for entry in wish["revert"]]
             later = self.later() if wish["detached"] else ()
             self.token = guard.arm(self.name, kept, revert, wish["seconds"], later)
@@ -606,10 +608,10 @@ FILE = {
     "content": {"type": "str"},
     "owner": {"type": "str", "default": "root"},
     "group": {"type": "str", "default": "root"},
-    "mode": {"type": "str", "default": "0644"},
+    "mode": {"type": "str"},
     "state": {
         "type": "str",
-        "choices": ["present", "absent", "attributes"],
+        "choices": ["present", "absent", "attributes", "directory"],
         "default": "present",
     },
     "edits": {

@@ -120,3 +120,24 @@ def test_all_lines_of_a_key_count() -> None:
     wish = {"command": ["printf", "port 22\nport 2222\n"], "lines": ["port 2222"], "remedy": ""}
     (complaint,) = unmet([wish])
     assert "should say port 2222, and says port 22 and port 2222" in complaint
+
+
+def test_folders_come_with_the_set_and_go_with_its_refusal(call: Call, tmp_path: Path) -> None:
+    owner = {"owner": str(os.getuid()), "group": str(os.getgid())}
+    folder = tmp_path / "folder"
+    files = [
+        {"dest": str(folder), "state": "directory", "mode": "0700", **owner},
+        {"dest": str(folder / "a"), "content": "1\n", **owner},
+    ]
+    assert call(config_set.main, name="test", files=files, checks=[COMPLAINS])["failed"]
+    assert not folder.exists()
+    shown = call(config_set.main, name="test", files=files, check=True)
+    assert shown["changed"]
+    assert "mode 0700" in shown["diff"][0]["after"]
+    assert not folder.exists()
+    assert call(config_set.main, name="test", files=files)["files"] == [
+        str(folder),
+        str(folder / "a"),
+    ]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert not call(config_set.main, name="test", files=files)["changed"]

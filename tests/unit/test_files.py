@@ -140,3 +140,38 @@ def test_what_cannot_be_meant_is_refused(value: dict[str, Any], said: str) -> No
 def test_a_folder_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FilesError, match="is a folder"):
         look(wanted(tmp_path, content="x"))
+
+
+def test_a_folder_is_made_once_and_keeps_what_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder"
+    wish = wanted(path, state="directory", mode="2750")
+    before = look(wish)
+    assert settle(wish)
+    assert path.stat().st_mode & 0o7777 == 0o2750
+    assert path.parent.stat().st_mode & 0o777 == 0o755
+    assert not settle(wish)
+    put_back(wish, before)
+    assert not path.exists()
+    settle(wish)
+    (path / "kept").touch()
+    put_back(wish, before)
+    path.chmod(0o700)
+    assert settle(wish)
+    assert (path / "kept").exists()
+
+
+def test_a_folder_may_be_a_link_to_one(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "models", tmp_path / "disk"
+    path.symlink_to(elsewhere)
+    wish = wanted(path, state="directory", mode="0750")
+    with pytest.raises(FilesError, match="models is a link to what is not there"):
+        look(wish)
+    elsewhere.mkdir()
+    assert settle(wish)
+    assert not settle(wish)
+    assert path.is_symlink()
+    assert elsewhere.stat().st_mode & 0o777 == 0o750
+    elsewhere.rmdir()
+    elsewhere.touch()
+    with pytest.raises(FilesError, match="models is a file, where a folder should be"):
+        look(wish)
