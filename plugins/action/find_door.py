@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from ansible_collections.nas.assistant.plugins.plugin_utils._door import (
     common_args,
     connect,
     is_ssh,
+    knock,
     present_door,
     reason_of,
     unknown_key,
@@ -81,17 +81,6 @@ def ssh_settings(executable: str, door: Door, options: list[str]) -> dict[str, s
         argv[1:1] = ["-p", str(door.port)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     return dict(line.partition(" ")[::2] for line in done.stdout.splitlines())
-
-
-def knock(host: str, port: int, timeout: float) -> str:
-    """Return why no SSH daemon greets us at this address, or nothing when one does."""
-    try:
-        with socket.create_connection((host, port), timeout=timeout) as stream:
-            stream.settimeout(timeout)
-            greeting = stream.recv(4)
-    except OSError as error:
-        return str(error.strerror or error)
-    return "" if greeting == b"SSH-" else "something else than an SSH daemon answers there"
 
 
 class ActionModule(ActionBase):

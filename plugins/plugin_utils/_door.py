@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ ATTEMPT = 10  # seconds for one attempt; a small NAS that is busy takes a few to
 PAUSE = 1.0  # seconds between two attempts
 LATE = 60.0  # seconds that a NAS may take to put an old state back
 MOST_REFUSALS = 2
-# On the NAS itself (ansible-pull) there is no other door to prove.
+LOOPBACK = "127.0.0.1"
+# On the NAS itself (ansible-pull) there is no way in to prove from outside; that SSH answers, is.
 PROVING = ("ssh", "local")
 MODULE = "nas.assistant.guard"
 
@@ -124,6 +126,17 @@ def common_args(connection: ConnectionBase, door: Door) -> str:
     return f"{present} -o HostKeyAlias={door.alias}".strip() if door.alias else present
 
 
+def knock(host: str, port: int, timeout: float) -> str:
+    """Return why no SSH daemon greets us at this address, or nothing when one does."""
+    try:
+        with socket.create_connection((host, port), timeout=timeout) as stream:
+            stream.settimeout(timeout)
+            greeting = stream.recv(4)
+    except OSError as error:
+        return str(error.strerror or error)
+    return "" if greeting == b"SSH-" else "something else than an SSH daemon answers there"
+
+
 def denied(error: AnsibleError) -> bool:
     """Whether an SSH daemon answered and let nobody in: a failure that it may count against us."""
     return any(word in str(error) for word in ("Permission denied", "Too many authentication"))
@@ -187,6 +200,11 @@ def confirm(
     # What is left is the NAS's own time: a confirmation that comes too late is worth nothing.
     reason, refusals = "no attempt was made", 0
     while time.monotonic() - began < seconds * 0.7:
+        if kind == "local" and new.port:
+            reason = knock(LOOPBACK, new.port, ATTEMPT)
+            if reason:
+                time.sleep(PAUSE)
+                continue
         try:
             arguments = {"name": name, "state": "confirmed", "token": token}
             answer, opened = through(action, new, arguments, task_vars)

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from ansible_collections.nas.assistant.plugins.action.find_door import (
     candidates,
-    knock,
     remembered,
 )
-from ansible_collections.nas.assistant.plugins.plugin_utils._door import Door
+from ansible_collections.nas.assistant.plugins.plugin_utils._door import Door, knock
 
 BLANK = Door("192.0.2.10", None, "root")
 
