@@ -5,8 +5,8 @@ PYTHON ?= python3
 # How many NAS the demo builds, and their Debian release.
 NAS ?= 1
 DEBIAN ?= 12
-# A folder with ansible_collections/devsec/hardening, for the bench to compare with; not part of this project.
-DEVSEC ?=
+# A folder with roles of others that the bench compares with, as tests/bench/peers.py says; none is part of this project.
+PEERS ?=
 # Other servers of models to compare with, as options of tests/bench/bench_engines.py; none is part of this project.
 RIVALS ?=
 
@@ -67,7 +67,8 @@ bench: models ## Measure the service against the bare engine, the demo cold and 
 	$(BIN)/python tests/bench/bench_demo.py .lab/bench/demo.json
 	$(IN_VENV) python tests/bench/bench_snapshots.py .lab/bench/snapshots.json
 	$(IN_VENV) python tests/bench/bench_backup.py .lab/bench/backup.json
-	$(IN_VENV) python tests/bench/bench_base.py .lab/bench/base.json $(DEVSEC)
+	$(IN_VENV) python tests/bench/bench_base.py .lab/bench/base.json $(PEERS)
+	$(IN_VENV) python tests/bench/bench_fleet.py .lab/bench/fleet.json $(PEERS)
 	$(IN_VENV) python tests/bench/bench_front.py .lab/bench/front.json
 	$(IN_VENV) python tests/bench/bench_neighbour.py .lab/bench/neighbour.json
 	$(IN_VENV) python tests/bench/bench_network.py .lab/bench/network.json

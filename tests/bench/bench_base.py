@@ -5,10 +5,10 @@
 
     python tests/bench/bench_base.py RESULT.json [FOLDER]
 
-FOLDER is a collections folder with ansible_collections/devsec/hardening, which is not part of this
-project; without it only our own roles are timed. Each side has a lab NAS of its own, made of the
-same image, and they are timed in turn. Also said are the hardening index of lynis and what
-ssh-audit calls a failure. Target: a third of the other side's time, a higher index, no failure.
+FOLDER has devsec.hardening, as tests/bench/peers.py says; without it only our own roles are timed.
+Each side has a lab NAS of its own, made of the same image, and they are timed in turn. Also said
+are the hardening index of lynis and what ssh-audit calls a failure. Target: a third of the other
+side's time, a higher index, no failure.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import peers  # noqa: E402
 from site_lab import Lab, make_inventory, read_lab, run_lab  # noqa: E402
 
 from lab import ssh  # noqa: E402
@@ -34,27 +35,11 @@ from lab import ssh  # noqa: E402
 NAME = "benchbase"
 ROUNDS = 3
 RATIO_TARGET = 1 / 3
-# What would lock us out, or cannot be done in a container.
-DEVSEC = """\
-- hosts: nas2
-  become: true
-  vars:
-    ssh_permit_root_login: without-password
-    os_auditd_enabled: false
-    os_mnt_dev_enabled: false
-    os_mnt_dev_shm_enabled: false
-    os_mnt_run_enabled: false
-  roles:
-    - devsec.hardening.os_hardening
-    - devsec.hardening.ssh_hardening
-"""
 
 
 def play(lab: Lab, arguments: list[str], collections: Path | None) -> tuple[float, str]:
     """Run a playbook; return the seconds it took and what it printed."""
-    environ = dict(os.environ)
-    if collections:
-        environ["ANSIBLE_COLLECTIONS_PATH"] = str(collections)
+    environ = peers.environ(collections) if collections else dict(os.environ)
     command = ["ansible-playbook", "-i", str(lab.inventory), *arguments]
     started = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
@@ -88,7 +73,8 @@ def measure(lab: Lab, folder: Path, collections: Path | None) -> dict[str, Any]:
         "ours": (["nas.assistant.base", "--limit", "nas1"], None)
     }
     if collections:
-        (folder / "devsec.yml").write_text(DEVSEC, encoding="utf-8")
+        text = peers.playbook(peers.HARDENING, "nas2")
+        (folder / "devsec.yml").write_text(text, encoding="utf-8")
         sides["devsec"] = ([str(folder / "devsec.yml")], collections)
         # Its roles expect package lists, which a blank NAS has none of.
         lab.on(lab.hosts[1], "apt-get --quiet update")
