@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""Writes a file on the controller without starting a program there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.nas.assistant.plugins.module_utils._files import (
+    FilesError,
+    Found,
+    Wanted,
+    apply,
+    diff,
+    differs,
+    look,
+)
+
+Variables = dict[str, Any]
+Result = dict[str, Any]
+
+
+def steps(dest: str, content: str, mode: str, folder_mode: str) -> list[tuple[Wanted, Found]]:
+    """Return what must change, the folder before the file, each with what is there now.
+
+    Who owns them keeps them, so that a run as root takes nothing from its owner.
+
+    :raises FilesError: a mode is none, or there is a folder in the file's place.
+    """
+    me = {"owner": str(os.geteuid()), "group": str(os.getegid())}
+    entries = [
+        {"dest": os.path.dirname(dest), "state": "directory", "mode": folder_mode, **me},
+        {"dest": dest, "content": content, "mode": mode, **me},
+    ]
+    needed = []
+    for wanted in map(Wanted.of, entries):
+        found = look(wanted)
+        if found.exists:
+            wanted = replace(wanted, uid=found.uid, gid=found.gid)
+        if differs(wanted, found):
+            needed.append((wanted, found))
+    return needed
+
+
+class ActionModule(ActionBase):
+    """See the module's documentation."""
+
+    TRANSFERS_FILES = False
+    # It says so itself, and needs no connection.
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp: str | None = None, task_vars: Variables | None = None) -> Result:
+        """Compare, and write what differs."""
+        result: Result = super().run(tmp, task_vars)
+        _, arguments = self.validate_argument_spec(
+            argument_spec={
+                "dest": {"type": "path", "required": True},
+                "content": {"type": "str", "required": True},
+                "mode": {"type": "str", "default": "0600"},
+                "folder_mode": {"type": "str", "default": "0700"},
+            }
+        )
+        dest = os.path.abspath(arguments["dest"])
+        try:
+            needed = steps(dest, arguments["content"], arguments["mode"], arguments["folder_mode"])
+            for wanted, _ in needed if not self._task.check_mode else ():
+                apply(wanted)
+        except (FilesError, OSError) as error:
+            raise AnsibleActionFail(f"{dest} on the controller: {error}") from error
+        shown = [diff(wanted, found) for wanted, found in needed if not wanted.directory]
+        return result | {"changed": bool(needed), "dest": dest, "diff": shown}
