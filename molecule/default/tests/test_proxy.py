@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from cryptography import x509
 from testinfra.host import Host
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? One sentence."}]
@@ -55,6 +56,24 @@ def test_streams_token_by_token(sdk: openai.OpenAI) -> None:
     # A proxy that buffers hands everything over at once, at the end. Single gaps say little: a busy
     # client finds several tokens waiting.
     assert arrivals[-1] - arrivals[0] > (arrivals[-1] - began) / 4
+
+
+def test_a_metric_says_when_the_certificate_ends(host: Host, certificate: Path) -> None:
+    folder = "/var/lib/prometheus/node-exporter"
+    file = f"{folder}/nas_assistant_certificate.prom"
+    # As where nobody reads metrics.
+    host.check_output("systemctl start nas-assistant-certificate.service")
+    assert not host.file(folder).exists
+    host.check_output(f"mkdir -p {folder}")
+    try:
+        host.check_output("systemctl start nas-assistant-certificate.service")
+        shown = host.file(file).content_string.splitlines()[-1].split()
+        assert host.file(file).mode == 0o644
+    finally:
+        host.check_output("rm -rf /var/lib/prometheus")
+    ends = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
+    assert shown == ["nas_assistant_certificate_end_time_seconds", f"{ends.timestamp():.0f}"]
+    assert host.service("nas-assistant-certificate.timer").is_enabled
 
 
 def test_those_at_home_may_see_the_admin_page(client: httpx.Client) -> None:
