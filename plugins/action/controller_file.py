@@ -27,23 +27,37 @@ Result = dict[str, Any]
 def steps(dest: str, content: str, mode: str, folder_mode: str) -> list[tuple[Wanted, Found]]:
     """Return what must change, the folder before the file, each with what is there now.
 
-    Who owns them keeps them, so that a run as root takes nothing from its owner.
+    Root leaves what is there with its owner, and gives what is new to the owner of the folder that
+    it comes into; so nothing is taken from who runs Ansible without being root at other times.
 
     :raises FilesError: a mode is none, or there is a folder in the file's place.
     """
-    me = {"owner": str(os.geteuid()), "group": str(os.getegid())}
     entries = [
-        {"dest": os.path.dirname(dest), "state": "directory", "mode": folder_mode, **me},
-        {"dest": dest, "content": content, "mode": mode, **me},
+        {"dest": os.path.dirname(dest), "state": "directory", "mode": folder_mode},
+        {"dest": dest, "content": content, "mode": mode},
     ]
     needed = []
     for wanted in map(Wanted.of, entries):
-        found = look(wanted)
-        if found.exists:
-            wanted = replace(wanted, uid=found.uid, gid=found.gid)
-        if differs(wanted, found):
-            needed.append((wanted, found))
+        try:
+            found = look(wanted)
+        except PermissionError:  # somebody else's file in a folder of our own
+            found = Found(exists=False)
+        uid, gid = _owner(wanted.path)
+        mine = replace(wanted, uid=uid, gid=gid)
+        # Whose it is does not count, as long as it is readable and right.
+        if differs(replace(wanted, uid=found.uid, gid=found.gid), found):
+            needed.append((mine, found))
     return needed
+
+
+def _owner(path: str) -> tuple[int, int]:
+    """Whose a file is to be: user and group."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    status = os.stat(path)
+    return status.st_uid, status.st_gid
 
 
 class ActionModule(ActionBase):
@@ -72,5 +86,9 @@ class ActionModule(ActionBase):
                 apply(wanted)
         except (FilesError, OSError) as error:
             raise AnsibleActionFail(f"{dest} on the controller: {error}") from error
-        shown = [diff(wanted, found) for wanted, found in needed if not wanted.directory]
-        return result | {"changed": bool(needed), "dest": dest, "diff": shown}
+        result |= {"changed": bool(needed), "dest": dest}
+        if self._task.diff:
+            result["diff"] = [
+                diff(wanted, found) for wanted, found in needed if not wanted.directory
+            ]
+        return result

@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace as replace_fields
 from typing import Any
 
+# Bytes of a file that can come back after it was taken away. What is larger is no setting.
+MOST_KEPT = 16 << 20
+
 
 class FilesError(Exception):
     """A file cannot be brought to where it should be; one sentence with the path."""
@@ -116,7 +119,9 @@ def look(wanted: Wanted) -> Found:
         if wanted.content is not None or wanted.absent:
             raise FilesError(f"{wanted.path} is a folder, where a file should be")
     elif stat.S_ISREG(status.st_mode) and (
-        wanted.content is not None or wanted.edits or wanted.absent
+        wanted.content is not None
+        or wanted.edits
+        or (wanted.absent and status.st_size <= MOST_KEPT)
     ):
         with open(wanted.path, "rb") as stream:
             content = stream.read()

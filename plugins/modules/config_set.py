@@ -53,6 +53,7 @@ options:
       state:
         description:
           - V(attributes) leaves the content alone, and a file that is missing too.
+          - V(absent) takes a file away; one of more than 16 MiB would not come back.
           - V(directory) makes a folder, and leaves alone what is in it; a link to one is followed.
             I(units) do not read it, and a guard does not take it away again.
         type: str

@@ -28,7 +28,7 @@ PAUSE = 1.0  # seconds between two attempts
 LATE = 60.0  # seconds that a NAS may take to put an old state back
 MOST_REFUSALS = 2
 LOOPBACK = "127.0.0.1"
-# On the NAS itself (ansible-pull) there is no way in to prove from outside; that SSH answers, is.
+# On the NAS itself (ansible-pull) nobody comes in from outside; that SSH answers can be seen.
 PROVING = ("ssh", "local")
 MODULE = "nas.assistant.guard"
 
@@ -202,7 +202,8 @@ def confirm(
     while time.monotonic() - began < seconds * 0.7:
         if kind == "local" and new.port:
             reason = knock(LOOPBACK, new.port, ATTEMPT)
-            if reason:
+            # It may listen at its own address only.
+            if reason and knock(new.host, new.port, ATTEMPT):
                 time.sleep(PAUSE)
                 continue
         try:

@@ -39,7 +39,8 @@ ROUNDS = 3
 RATIO_TARGET = 0.3
 # The last NAS pays for what the controller makes once.
 BLANK = {"1 from blank": "nas1", "3 from blank": "nas2:nas3:nas4"}
-SIZES = {1: "nas1", 3: "nas1:nas2:nas3", FLEET: "nas"}
+ALL = [f"nas{number}" for number in range(1, FLEET + 1)]
+SIZES = {hosts: ":".join(ALL[:hosts]) for hosts in (1, 3, FLEET)}
 
 
 def pids(of: int) -> list[int]:
@@ -112,7 +113,7 @@ def measure(lab: Lab, folder: Path, others: Path | None) -> dict[str, Any]:
     """From blank, then runs that change nothing."""
     site(lab, f"nas{FLEET}")
     rows = {name: median([site(lab, limit)]) for name, limit in BLANK.items()}
-    site(lab, "nas:!nas1:!nas2:!nas3:!nas4")
+    site(lab, ":".join(ALL[4:]))
     turns: dict[str, tuple[str, tuple[str, ...]]]
     turns = {f"{hosts} without change": (limit, ()) for hosts, limit in SIZES.items()}
     turns |= {f"{hosts} in check mode": (limit, ("--check",)) for hosts, limit in SIZES.items()}

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from site_lab import ROOT, Lab, check_answer
 
-from lab import docker
+from lab import docker, ssh
 
 SECTION = (ROOT / "docs/fleet.md").read_text().split("## NAS that fetch what they should be")[1]
 # By their first line; the commands have none.
@@ -133,6 +133,15 @@ def test_a_nas_makes_itself_what_its_repository_says(nas: tuple[Lab, dict[str, A
     assert "failed=1" in said
     assert "the old state was put back" in said or "The old state is in place again" in said, said
     assert lab.on(host, "sshd -T | grep ^port") == "port 2222"
+
+    # Without hardening, SSH is where it was, and the firewall knows that on the next day too.
+    put(lab, host, "/srv/fleet/group_vars/nas/more.yml", "hardening_state: absent\n")
+    commit(lab, host)
+    for _ in range(2):
+        said = fetch(lab, host)
+        assert "failed=0" in said, said[-3000:]
+    assert ssh.door(lab.folder, host["ssh_host"]) == ssh.DOORS[1]
+    lab.on(host, "true")
 
     pool = "proxy_pool: [nas1, nas2]\n"
     put(lab, host, "/srv/fleet/group_vars/nas/more.yml", pool)

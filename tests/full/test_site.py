@@ -37,6 +37,7 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(make_lab: Callable[..., L
     with lab.client(host) as client:
         check_answer(client)
     assert lab.on(host, f"find {MODELS} -name '*.part'") == ""
+    assert lab.on(host, "ls /var/lib/nas-assistant | grep tar || true") == ""
     assert "changed=0" in lab.site()
 
 

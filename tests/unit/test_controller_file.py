@@ -57,3 +57,12 @@ def test_a_folder_in_its_place_is_an_error_and_stays(tmp_path: Path, kept: Path)
     said = " ".join(done.stdout.split())
     assert done.returncode != 0
     assert f"{kept} on the controller: {kept} is a folder, where a file should be" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_root_leaves_it_to_the_owner_of_the_folder(tmp_path: Path, kept: Path) -> None:
+    os.chown(tmp_path, 1234, 1234)
+    assert "changed=1" in write(tmp_path, str(kept), "one\n").stdout
+    assert (kept.stat().st_uid, kept.parent.stat().st_gid) == (1234, 1234)
+    os.chown(kept, 0, 0)
+    assert "changed=0" in write(tmp_path, str(kept), "one\n").stdout

@@ -175,3 +175,16 @@ def test_a_folder_may_be_a_link_to_one(tmp_path: Path) -> None:
     elsewhere.touch()
     with pytest.raises(FilesError, match="models is a file, where a folder should be"):
         look(wish)
+
+
+def test_what_is_too_large_to_come_back_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "image.tar"
+    path.touch()
+    os.truncate(path, (16 << 20) + 1)
+    wish = wanted(path, state="absent")
+    found = look(wish)
+    assert found.content is None
+    assert settle(wish)
+    assert not path.exists()
+    with pytest.raises(OSError, match=r"image\.tar"):
+        put_back(wish, found)
