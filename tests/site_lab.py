@@ -153,6 +153,28 @@ def blank_vm(name: str) -> Iterator[Lab]:
             run_lab("down", "--name", name)
 
 
+def build_image() -> dict[str, Any]:
+    """Build the assistant's image, as the lab's inventory has it; return its name and archive."""
+    bundle = os.environ.get("PIP_CERT")
+    wish = {
+        "context": str(ROOT / "service"),
+        "name": "nas-assistant",
+        "args": {"BASE_IMAGE": "nas-lab-debian:12", "ENGINE": "wheel"},
+        "secrets": {"ca_bundle": bundle} if bundle else {},
+        "network": "host",
+        "archive_dir": str(ROOT / ".lab/cache/images"),
+    }
+    command = ["ansible", "localhost", "-m", "nas.assistant.image_build", "-a", json.dumps(wish)]
+    environ = {"ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_STDOUT_CALLBACK": "json"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=True
+    )
+    # After it comes how long each task took.
+    (play,) = json.JSONDecoder().raw_decode(done.stdout)[0]["plays"]
+    result: dict[str, Any] = play["tasks"][0]["hosts"]["localhost"]
+    return result
+
+
 def kill(controller: subprocess.Popen[bytes]) -> None:
     """Kill a run of Ansible with its workers, each of which has a session of its own."""
     pids = [controller.pid]

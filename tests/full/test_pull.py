@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -17,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from site_lab import ROOT, Lab, check_answer
+from site_lab import ROOT, Lab, build_image, check_answer
 
 from lab import docker, ssh
 
@@ -49,7 +48,7 @@ def nas(make_lab: Callable[..., Lab], tmp_path: Path) -> tuple[Lab, dict[str, An
         docker.docker("cp", bundle, f"{host['container']}:/srv/given/ca.pem")
         put(lab, host, "/etc/pip.conf", "[global]\ncert = /srv/given/ca.pem\n")
     lab.on(host, re.sub(r"git\+https://\S+", "/srv/given/collection.tar.gz", COMMANDS))
-    made = image(bundle)
+    made = build_image()
     docker.docker("cp", made["archive"], f"{host['container']}:/srv/given/image.tar")
     own = yaml.safe_load((ROOT / "inventories/lab/group_vars/nas/assistant.yml").read_text())
     wish = {name: own[name] for name in ("assistant_models", "assistant_resources")}
@@ -65,27 +64,6 @@ def nas(make_lab: Callable[..., Lab], tmp_path: Path) -> tuple[Lab, dict[str, An
             put(lab, host, name, re.sub(r"https://git\S+", "file:///srv/fleet", text))
     commit(lab, host, "init --quiet --initial-branch main")
     return lab, host
-
-
-def image(bundle: str | None) -> dict[str, Any]:
-    """Build the assistant's image, as the controller of the lab does; return where it is."""
-    wish = {
-        "context": str(ROOT / "service"),
-        "name": "nas-assistant",
-        "args": {"BASE_IMAGE": "nas-lab-debian:12", "ENGINE": "wheel"},
-        "secrets": {"ca_bundle": bundle} if bundle else {},
-        "network": "host",
-        "archive_dir": str(ROOT / ".lab/cache/images"),
-    }
-    command = ["ansible", "localhost", "-m", "nas.assistant.image_build", "-a", json.dumps(wish)]
-    environ = {"ANSIBLE_LOAD_CALLBACK_PLUGINS": "1", "ANSIBLE_STDOUT_CALLBACK": "json"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=True
-    )
-    # After it comes how long each task took.
-    (play,) = json.JSONDecoder().raw_decode(done.stdout)[0]["plays"]
-    result: dict[str, Any] = play["tasks"][0]["hosts"]["localhost"]
-    return result
 
 
 def commit(lab: Lab, host: dict[str, Any], *before: str) -> None:
