@@ -45,16 +45,16 @@ def assistant(container: str, socket: str) -> Found:
     found: Found = {"state": "missing", "since": 0, "restarts": 0, "image": "", "version": ""}
     found["problem"] = ""
     try:
-        said = docker_cli.run(["docker", "container", "inspect", container], timeout=_PATIENCE)
-        (inspected,) = json.loads(said)
-        found["state"] = str(inspected["State"]["Status"])
-        found["since"] = _moment(str(inspected["State"]["StartedAt"]))
-        found["restarts"] = int(inspected["RestartCount"])
-        found["image"] = str(inspected["Config"]["Image"])
-        found["version"] = str((inspected["Config"]["Labels"] or {}).get(_VERSION, ""))
+        inspected = docker_cli.inspect(container, timeout=_PATIENCE)
     except docker_cli.DockerError as error:
-        if "No such container" not in str(error) and "not found" not in str(error):
-            found["state"], found["problem"] = "unknown", str(error).splitlines()[-1]
+        found["state"], found["problem"] = "unknown", str(error).splitlines()[-1]
+    else:
+        if inspected:
+            found["state"] = str(inspected["State"]["Status"])
+            found["since"] = _moment(str(inspected["State"]["StartedAt"]))
+            found["restarts"] = int(inspected["RestartCount"])
+            found["image"] = str(inspected["Config"]["Image"])
+            found["version"] = str((inspected["Config"]["Labels"] or {}).get(_VERSION, ""))
     status, body = gateway.ask(socket)
     models = body.get("models")
     return {

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class DockerError(Exception):
@@ -41,6 +43,24 @@ def run(
         said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-20:])
         raise DockerError(f"{' '.join(command)}: exit code {done.returncode}: {said}")
     return done.stdout
+
+
+def inspect(
+    name: str, kind: str = "container", timeout: float | None = None
+) -> dict[str, Any] | None:
+    """Return what Docker knows of a container, an image or a network; None where it has none.
+
+    Where there is no Docker, there is none of them either.
+
+    :raises DockerError: nobody answers, or not in words that are known.
+    """
+    try:
+        (found,) = json.loads(run(["docker", kind, "inspect", name], timeout=timeout))
+    except DockerError as error:
+        if "no such" in str(error).lower() or "not found" in str(error).lower():
+            return None
+        raise
+    return dict(found)
 
 
 def clients(path: str) -> Iterable[str]:

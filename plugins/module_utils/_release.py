@@ -21,6 +21,7 @@ from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
     DockerError,
+    inspect,
     run as docker,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._gateway import SocketConnection
@@ -180,20 +181,6 @@ def network_options(found: Mapping[str, Any]) -> list[str]:
     for key, value in sorted((found.get("Labels") or {}).items()):
         options += ["--label", f"{key}={value}"]
     return options
-
-
-def inspect(name: str, kind: str = "container") -> dict[str, Any] | None:
-    """Return what Docker knows of a container, an image or a network; None where it has none.
-
-    :raises DockerError: nobody answers, or not in words that are known.
-    """
-    try:
-        (found,) = json.loads(docker(["docker", kind, "inspect", name]))
-    except DockerError as error:
-        if "no such" in str(error).lower() or "not found" in str(error).lower():
-            return None
-        raise
-    return dict(found)
 
 
 def _post(path: str, body: Mapping[str, Any]) -> None:

@@ -16,15 +16,8 @@ description:
     by what is there now. So is one whose files were changed after it read them.
 author:
   - The nas.assistant contributors
+extends_documentation_fragment: [nas.assistant.of_the_assistant]
 options:
-  container:
-    description: Name of the container.
-    type: str
-    required: true
-  socket:
-    description: The service's Unix socket on the NAS.
-    type: path
-    required: true
   reads:
     description:
       - Files on the NAS that the service reads when it starts. When one was changed after the

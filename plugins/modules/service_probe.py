@@ -16,15 +16,8 @@ description:
     says what went wrong; the module itself does not fail for it.
 author:
   - The nas.assistant contributors
+extends_documentation_fragment: [nas.assistant.of_the_assistant]
 options:
-  container:
-    description: Name of the assistant's container.
-    type: str
-    required: true
-  socket:
-    description: The service's Unix socket on the NAS.
-    type: path
-    required: true
   requests:
     description: Number of questions that are measured; one more warms up.
     type: int
