@@ -57,11 +57,14 @@ def read(folder: Path) -> Release | None:
         ) from error
 
 
-def take(container: str, files: Sequence[str], label: str = "") -> Release:
+def take(
+    container: str, files: Sequence[str], label: str = "", mounts: Sequence[str] = ()
+) -> Release:
     """Return what there is now; ``container`` is None in it where there is none by that name.
 
     :param label: what a container that it could be has.
-    :raises ReleaseError: one has it, and another name.
+    :param mounts: folders of the NAS that it must have; with others, its data is elsewhere.
+    :raises ReleaseError: one has the label and another name, or lacks a folder.
     """
     found = inspect(container)
     if found is None and label:
@@ -73,6 +76,13 @@ def take(container: str, files: Sequence[str], label: str = "") -> Release:
                 f"the container is called {names.split()[0]} until now, and is to be {container}: "
                 "give it another name by nas.assistant.assistant, on its own"
             )
+    mounted = [each.get("Source") for each in (found or {}).get("Mounts") or ()]
+    missing = [folder for folder in mounts if folder not in mounted] if found else []
+    if missing:
+        raise ReleaseError(
+            f"{container} has no {', '.join(missing)}, so its data is to be elsewhere than until "
+            "now: move it by nas.assistant.assistant, on its own"
+        )
     networks = [
         inspected
         for name in ((found or {}).get("NetworkSettings", {}).get("Networks") or {})

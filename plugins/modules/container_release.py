@@ -25,6 +25,13 @@ options:
     description: A label by which the container is known. One with it and another name is an error.
     type: str
     default: ""
+  mounts:
+    description: >-
+      Folders of the NAS that the container must have, for O(state=kept). One that has others is an
+      error, since what is in them is not kept.
+    type: list
+    elements: path
+    default: []
   files:
     description: Files on the NAS that belong to it, for O(state=kept).
     type: list
@@ -120,7 +127,7 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if params["state"] == "kept":
         unfinished = kept is not None
         kept = kept or {
-            **release.take(name, params["files"], params["label"]),
+            **release.take(name, params["files"], params["label"], params["mounts"]),
             "notes": params["notes"],
             "since": datetime.now(UTC).isoformat(sep=" ", timespec="minutes"),
         }
@@ -147,6 +154,7 @@ def main() -> None:
             "container": {"type": "str", "required": True},
             "files": {"type": "list", "elements": "path", "default": []},
             "label": {"type": "str", "default": ""},
+            "mounts": {"type": "list", "elements": "path", "default": []},
             "notes": {"type": "dict", "default": {}},
             "folder": {"type": "path", "required": True},
             "state": {

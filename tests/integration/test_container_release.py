@@ -128,6 +128,14 @@ def test_its_network_comes_back(release: Call) -> None:
     assert network["Options"]["com.docker.network.bridge.enable_icc"] == "false"
 
 
+def test_data_that_is_to_be_elsewhere_is_refused(release: Call, tmp_path: Path) -> None:
+    start("--volume", f"{tmp_path}:/data")
+    said = release("kept", mounts=[str(tmp_path), "/srv/new/run"])["msg"]
+    assert "has no /srv/new/run, so its data is to be elsewhere" in said
+    assert not (tmp_path / "kept/release.json").exists()
+    assert release("kept", mounts=[str(tmp_path)])["changed"]
+
+
 @pytest.mark.parametrize("ill", ["pause", "stop", "restart"])
 def test_the_same_container_is_started_again(release: Call, ill: str) -> None:
     start()
