@@ -4,16 +4,16 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import socket
+import ssl
 import subprocess
-import tarfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from site_lab import Lab, build_image, check_answer, play, said, worked
 
@@ -24,7 +24,9 @@ version: 0.1
 storage: {filesystem: {rootdirectory: /var/lib/docker-registry}}
 http: {addr: ":5000", tls: {certificate: /etc/docker/registry/crt, key: /etc/docker/registry/key}}
 """
-OTHER = {"x86_64": "arm64", "aarch64": "amd64"}
+KIND = "application/vnd.docker.distribution.manifest"
+
+Pair = tuple[Lab, dict[str, Any], dict[str, Any]]
 
 
 def free_port() -> int:
@@ -33,7 +35,7 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def pair(make_lab: Callable[..., Lab]) -> tuple[Lab, dict[str, Any], dict[str, Any]]:
+def pair(make_lab: Callable[..., Lab]) -> Pair:
     """A lab, a blank NAS, and one that is a registry which the blank one trusts."""
     lab = make_lab(nas=2)
     nas, registry = lab.hosts
@@ -52,7 +54,7 @@ def pair(make_lab: Callable[..., Lab]) -> tuple[Lab, dict[str, Any], dict[str, A
 
 
 @pytest.fixture
-def push(pair: tuple[Lab, dict[str, Any], dict[str, Any]]) -> Iterator[str]:
+def push(pair: Pair) -> Iterator[str]:
     """The registry as this machine's engine reaches it: by its loopback address, over SSH."""
     lab, _, registry = pair
     port = free_port()
@@ -73,42 +75,63 @@ def push(pair: tuple[Lab, dict[str, Any], dict[str, Any]]) -> Iterator[str]:
     tunnel.wait()
 
 
+def put_other(at: httpx.Client, architecture: str) -> None:
+    """Give the image that is there to another machine, as `other`; and put a list of both."""
+    found = at.get("manifests/this", headers={"Accept": f"{KIND}.v2+json"})
+    this, other = found.json(), found.json()
+    config = at.get(f"blobs/{this['config']['digest']}").json()
+    content = json.dumps({**config, "architecture": architecture}).encode()
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    where = httpx.URL(at.post("blobs/uploads/").headers["Location"])
+    assert at.put(where.copy_merge_params({"digest": digest}), content=content).is_success
+    other["config"] |= {"digest": digest, "size": len(content)}
+    listed = []
+    for tag, manifest in (("this", this), ("other", other)):
+        said = at.put(
+            f"manifests/{tag}",
+            content=json.dumps(manifest),
+            headers={"Content-Type": f"{KIND}.v2+json"},
+        )
+        assert said.is_success, said.text
+        listed.append({
+            "mediaType": f"{KIND}.v2+json",
+            "size": len(json.dumps(manifest)),
+            "digest": said.headers["Docker-Content-Digest"],
+            "platform": {
+                "os": "linux",
+                "architecture": config["architecture"] if tag == "this" else architecture,
+            },
+        })  # fmt: skip
+    body = {"schemaVersion": 2, "mediaType": f"{KIND}.list.v2+json", "manifests": listed}
+    headers = {"Content-Type": f"{KIND}.list.v2+json"}
+    said = at.put("manifests/both", content=json.dumps(body), headers=headers)
+    assert said.is_success, said.text
+
+
 @pytest.fixture
-def images(push: str, tmp_path: Path) -> Iterator[str]:
+def digest(pair: Pair, push: str) -> Iterator[str]:
     """The image for this machine, one for another, and a list of both; the digest of the first."""
+    lab, _, registry = pair
     made = build_image()
     docker.docker("load", "--input", made["archive"])
     (machine,) = docker.inspect("image", [made["image"]])
-    other = next(name for name in OTHER.values() if name != machine["Architecture"])
-    empty = tmp_path / "empty.tar"
-    with tarfile.open(empty, "w") as archive:
-        archive.addfile(tarfile.TarInfo("nothing"), io.BytesIO())
     docker.docker("tag", made["image"], f"{push}:this")
-    docker.docker("import", "--platform", f"linux/{other}", str(empty), f"{push}:other")
+    certificate = lab.on(registry, "cat /etc/docker/registry/crt")
     try:
-        for tag in ("this", "other"):
-            docker.docker("push", "--quiet", f"{push}:{tag}")
-        manifest = (
-            "manifest",
-            "create",
-            "--insecure",
-            f"{push}:both",
-            f"{push}:this",
-            f"{push}:other",
-        )
-        docker.docker(*manifest)
-        docker.docker("manifest", "push", "--insecure", "--purge", f"{push}:both")
-        (pushed,) = docker.inspect("image", [f"{push}:this"])
-        yield next(
-            name.partition("@")[2] for name in pushed["RepoDigests"] if name.startswith(push)
-        )
+        docker.docker("push", "--quiet", f"{push}:this")
+        with httpx.Client(
+            base_url=f"https://{registry['ssh_host']}:5000/v2/nas-assistant/",
+            verify=ssl.create_default_context(cadata=certificate),
+            trust_env=False,
+        ) as at:
+            put_other(at, "arm64" if machine["Architecture"] == "amd64" else "amd64")
+            found = at.get("manifests/this", headers={"Accept": f"{KIND}.v2+json"})
+        yield str(found.headers["Docker-Content-Digest"])
     finally:
-        docker.docker("rmi", f"{push}:this", f"{push}:other", check=False)
+        docker.docker("rmi", f"{push}:this", check=False)
 
 
-def test_each_pulls_what_it_can_run(
-    pair: tuple[Lab, dict[str, Any], dict[str, Any]], images: str
-) -> None:
+def test_each_pulls_what_it_can_run(pair: Pair, digest: str) -> None:
     lab, nas, registry = pair
     repository = f"{registry['ssh_host']}:5000/nas-assistant"
 
@@ -122,17 +145,17 @@ def test_each_pulls_what_it_can_run(
     assert "changed=0" in worked(site(f"{repository}:both"))
 
     # By digest, which no list of the engine names.
-    worked(site(f"{repository}@{images}"))
-    assert "changed=0" in worked(site(f"{repository}@{images}"))
+    worked(site(f"{repository}@{digest}"))
+    assert "changed=0" in worked(site(f"{repository}@{digest}"))
     running = "docker inspect nas-assistant --format '{{json .Config.Image}}'"
-    assert json.loads(lab.on(nas, running)) == f"{repository}@{images}"
+    assert json.loads(lab.on(nas, running)) == f"{repository}@{digest}"
 
     for _ in range(2):
         message = said(site(f"{repository}:other"))
-        assert f"{repository}:other is for " in message
+        assert f"{repository}:other is for " in message, message[-3000:]
         assert "What ran before goes on." in message
     lab.on(registry, "systemctl stop docker-registry")
     assert f"{registry['ssh_host']}:5000" in said(site(f"{repository}:gone"))
-    assert "changed=0" in worked(site(f"{repository}@{images}"))
+    assert "changed=0" in worked(site(f"{repository}@{digest}"))
     with lab.client(nas) as client:
         check_answer(client)
