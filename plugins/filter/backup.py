@@ -164,6 +164,11 @@ def _copy(entry: Any, folder: str) -> dict[str, Any]:
     verify = entry.get("verify", 100 if device else 0)
     if type(verify) is not int or not 0 <= verify <= 100:
         raise AnsibleFilterError(f"{where}: verify={verify!r} is no percentage from 0 to 100")
+    if device and verify != 100:
+        raise AnsibleFilterError(
+            f"{where}: verify={verify}: what is old on a disk goes only once all of it was read, "
+            "so it would fill up; leave verify away"
+        )
     if repository.startswith("rest:"):
         _check_address(repository, where)
     keep, prune = _keep(entry.get("keep"), where), _prune(entry.get("prune"), repository, where)

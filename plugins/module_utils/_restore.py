@@ -40,6 +40,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._restic import (
 
 # How many files a drill takes where it cannot restore all.
 SAMPLE = 400
+# Files that are databases, as far as a name tells: a drill that cannot take all takes them first.
+_DATABASES = (".db", ".sqlite", ".sqlite3")
 # What restic says where a filesystem does not take an attribute.
 _ATTRIBUTES = re.compile(r"xattr|operation not supported", re.IGNORECASE)
 # The first restic that leaves holes where a file has only zeros.
@@ -148,7 +150,8 @@ def _drill_some(
             if entry.kind != "f":
                 continue
             # The smallest of random numbers: a fair sample of a list of unknown length.
-            picked.append((random.random(), source, entry))  # noqa: S311
+            first = -1 if entry.path.endswith(_DATABASES) else 0
+            picked.append((first + random.random(), source, entry))  # noqa: S311
             if len(picked) > 4 * SAMPLE:
                 picked = sorted(picked, key=lambda each: each[0])[:SAMPLE]
     taken: list[tuple[Held, manifest.Entry]] = []
@@ -156,12 +159,20 @@ def _drill_some(
         if entry.size <= budget:
             budget -= entry.size
             taken.append((source, entry))
+    if picked and not taken:
+        raise BackupError(
+            "no room",
+            f"no room: nothing was drilled, since none of {len(picked)} files fits into the "
+            f"{budget} bytes that backup_drill_size and half of what is free in backup_scratch "
+            "leave. Give it more",
+        )
     words = [f"--include={_pattern(source.place, entry.path)}" for source, entry in taken]
     failed, without = _restore(repository, point, top, *words) if taken else (None, ())
     for source in sources:
         inside = os.path.join(top, source.place)
         entries = [entry for each, entry in taken if each == source]
         _demand(source, _wrong(entries, inside, source, without), failed)
+        _demand(source, list(_unsound(inside, entries)), None)
     return {
         "drill_point": point.id,
         "drill_bytes": sum(entry.size for _, entry in taken),
@@ -367,7 +378,8 @@ def _finish(folder: str, name: str, draft: str) -> str:
     while not text or os.path.lexists(os.path.join(folder, text)):
         text, number = snapshot_plan.snapshot_text(name, number), number + 1
     # Until the next restore: retention may look at any time, also before it was rolled back to.
-    replace(os.path.join(_HOLDS, f"restore-{name}"), f"{place.uuid}\n".encode(), 0, 0, 0o600)
+    hold = os.path.join(_HOLDS, snapshots.hold_name("restore", folder, name))
+    replace(hold, f"{place.uuid}\n".encode(), 0, 0, 0o600)
     btrfs.call("btrfs", "filesystem", "sync", draft)
     # In this order: the kernel moves no subvolume that is read-only.
     os.rename(draft, os.path.join(folder, text))

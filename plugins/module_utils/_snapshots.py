@@ -168,6 +168,14 @@ def is_subvolume(path: str) -> bool:
     return bool(place and place.is_subvolume)
 
 
+def hold_name(reason: str, folder: str, name: str) -> str:
+    """Return what the file is called by which a volume's snapshot is held.
+
+    :param folder: of its snapshots: volumes of two pools may have one name.
+    """
+    return "-".join([reason, *folder.strip("/").split("/"), name])
+
+
 def read_holds(folder: str) -> frozenset[str]:
     """Return the UUIDs that the files of a folder hold, one a line; none without the folder.
 

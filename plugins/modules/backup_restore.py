@@ -61,6 +61,12 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+whole:
+  description:
+    - Whether all that the point holds of this NAS was brought back. Once the volumes are in place,
+      C(nas-backup accept COPY) on the NAS has its next run go on from there.
+  type: bool
+  returned: success
 point:
   description: Id of the restore point.
   type: str
@@ -206,9 +212,6 @@ def main() -> None:
             restore.unlock(repository)
             work = Restore(settings, params, module.check_mode)
             done = work.run(repository, point)
-            if work.is_whole:
-                # From now on, its points are this NAS's own.
-                backup.remember(settings, copy.name, {"repository": repository.id()})
     except TimeoutError:
         module.fail_json(msg="busy: another restore is at work")
     except (BackupError, BtrfsError, private.MountError, OSError, ValueError) as error:
@@ -219,6 +222,7 @@ def main() -> None:
         point=point.id,
         time=point.time,
         restored=[asdict(each) for each in done],
+        whole=work.is_whole,
         diff={"before": "", "after": f"from {point.short} of {copy.name}:\n{names}"},
     )
 

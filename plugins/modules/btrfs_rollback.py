@@ -176,7 +176,7 @@ class Rollback:
             raise btrfs.BtrfsError(f"{self.old} is gone")
         os.setxattr(self.old, snapshots.ATTRIBUTE, place.uuid.encode())
         # Held before it is there, since retention may look at any time.
-        hold = os.path.join(HOLDS, f"rollback-{self.name}")
+        hold = os.path.join(HOLDS, snapshots.hold_name("rollback", self.folder, self.name))
         replace(hold, f"{place.uuid}\n".encode(), 0, 0, 0o600)
         final = os.path.join(self.folder, text)
         # In this order: the kernel moves no subvolume that is read-only.

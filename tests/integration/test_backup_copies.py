@@ -202,9 +202,13 @@ def test_a_blank_nas_does_not_hide_the_points_of_the_lost_one(nas: Nas) -> None:
     assert "nas.assistant.restore" in nas.fails("foreign", "run", "offsite")
     nas.fails("foreign", "run", "usb")
     # A part of it is not what was lost.
-    assert nas.restore("offsite", sources=["tank/documents"], path="letters")["changed"]
+    part = nas.restore("offsite", sources=["tank/documents"], path="letters")
+    assert (part["changed"], part["whole"]) == (True, False)
     nas.fails("foreign", "run", "offsite")
-    assert nas.restore("offsite")["changed"]
+    assert nas.restore("offsite")["whole"]
+    # Nor is the whole, until it was put in place and somebody says so, as the playbook does.
+    nas.fails("foreign", "run", "offsite")
+    nas.run("accept", "offsite")
     nas.run("run", "offsite")
     nas.fails("foreign", "run", "usb")
     nas.run("accept", "usb")
@@ -328,6 +332,21 @@ def test_what_is_too_large_is_drilled_by_a_sample(nas: Nas) -> None:
         if line.startswith("nas_backup_drill_bytes")
     ]
     assert 100_000 < float(metric.split()[-1]) <= 1_000_000
+    # Nothing is no sample.
+    nas.settings["drill"] = 1
+    assert "nothing was drilled" in nas.fails("no room", "drill", "offsite")
+
+
+def test_databases_come_first_into_a_sample(nas: Nas) -> None:
+    for number in range(30):
+        (nas.documents / f"photo {number}").write_bytes(os.urandom(50_000))
+    path = nas.documents / "usage.db"
+    content = bytearray(path.read_bytes())
+    content[4096 + 8 : 4096 + 40] = b"\xff" * 32
+    path.write_bytes(content)
+    nas.run("run", "offsite")
+    nas.settings["drill"] = len(content) + 100_000
+    assert "usage.db" in nas.fails("differs", "drill", "offsite")
 
 
 def test_a_full_copy_tells_of_what_changed_though_nobody_wrote_it(nas: Nas) -> None:

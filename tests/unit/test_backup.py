@@ -82,6 +82,7 @@ def test_sftp_knows_whom_it_talks_to() -> None:
         ({"repository": REST, "keep": {"within": "month"}}, "no age such as 30d"),
         ({"repository": REST, "schedule": "often"}, "schedule='often'"),
         ({"repository": REST, "verify": 101}, "no percentage"),
+        ({"device": {"path": "/dev/disk/by-id/usb"}, "verify": 10}, "leave verify away"),
         ({"repository": REST, "ca": "/etc/ca.pem"}, "a lookup reads a file"),
         ({"repository": REST, "ssh": {"host_key": KEY}}, "ssh goes with"),
         ({"repository": SFTP}, "ssh-keyscan backup.example.com"),
