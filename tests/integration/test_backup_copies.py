@@ -164,13 +164,21 @@ def test_a_truncated_weekly_copy_is_found_and_nothing_of_it_deleted(nas: Nas) ->
     assert nas.restore("offsite", sources=["tank/documents"])["changed"]
 
 
-def test_a_wrong_key_is_called_one(nas: Nas) -> None:
+def test_a_wrong_key_is_called_one_and_the_other_copy_restores(nas: Nas) -> None:
+    before = listing(nas.documents)
     nas.run("run", "offsite")
-    (nas.folder / "key").write_text("another\n")
+    nas.run("run", "usb")
+    # The off-site copy has another one from here on.
+    (nas.folder / "another").write_text("another\n")
+    restic = ("restic", "--no-cache", "--repo", str(nas.off_site.folder / "nas1"))
+    passwords = ("--password-file", str(nas.folder / "key"))
+    sh(*restic, *passwords, "key", "passwd", "--new-password-file", str(nas.folder / "another"))
     shutil.rmtree(nas.folder / "cache")
     assert "backup_password" in nas.fails("wrong key", "run", "offsite")
     nas.fails("wrong key", "drill", "offsite")
     assert "wrong key" in nas.restore("offsite")["msg"]
+    (restored,) = nas.restore("usb", sources=["tank/documents"])["restored"]
+    assert listing(nas.pool / ".snapshots" / restored["snapshot"]) == before
 
 
 def test_an_off_site_that_is_away(nas: Nas) -> None:

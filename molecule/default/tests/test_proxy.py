@@ -59,21 +59,19 @@ def test_streams_token_by_token(sdk: openai.OpenAI) -> None:
 
 
 def test_a_metric_says_when_the_certificate_ends(host: Host, certificate: Path) -> None:
-    folder = "/var/lib/prometheus/node-exporter"
-    file = f"{folder}/nas_assistant_certificate.prom"
-    # As where nobody reads metrics.
-    host.check_output("systemctl start nas-assistant-certificate.service")
-    assert not host.file(folder).exists
-    host.check_output(f"mkdir -p {folder}")
-    try:
-        host.check_output("systemctl start nas-assistant-certificate.service")
-        shown = host.file(file).content_string.splitlines()[-1].split()
-        assert host.file(file).mode == 0o644
-    finally:
-        host.check_output("rm -rf /var/lib/prometheus")
+    program = "/usr/local/lib/nas-assistant/nas-assistant-certificate"
+    seen = "/etc/nas-assistant/tls/server.crt"
+    host.check_output(f"{program} {seen} /srv/nobody-reads && test ! -e /srv/nobody-reads")
+    folder = host.check_output("mktemp -d")
+    file = host.file(f"{folder}/nas_assistant_certificate.prom")
+    host.check_output(f"{program} {seen} {folder}")
+    shown, mode = file.content_string.splitlines()[-1].split(), file.mode
+    host.check_output(f"rm -r {folder}")
+    assert mode == 0o644
     ends = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc
     assert shown == ["nas_assistant_certificate_end_time_seconds", f"{ends.timestamp():.0f}"]
     assert host.service("nas-assistant-certificate.timer").is_enabled
+    host.check_output("systemctl start nas-assistant-certificate.service")
 
 
 def test_those_at_home_may_see_the_admin_page(client: httpx.Client) -> None:

@@ -237,10 +237,18 @@ def test_a_volume_comes_back(playbook: Run, wish: dict[str, Any], host: Host) ->
     assert host.check_output("stat -c %s /srv/documents/photo") == "3000000"
 
 
-def test_old_points_are_pruned_from_the_controller(playbook: Run, wish: dict[str, Any]) -> None:
+def test_old_points_are_pruned_from_the_controller(
+    playbook: Run, wish: dict[str, Any], nas_name: str
+) -> None:
     if not shutil.which("restic"):
         apt.install(["restic"], why="the controller prunes")
     assert "changed=0" in worked(playbook("prune", **wish))
+    # Another key would open nothing, and look like the right one.
+    key = LAB / f"credentials/backup.{nas_name}"
+    away = key.rename(key.with_suffix(".away"))
+    assert "Nothing was pruned" in said(playbook("prune", **wish))
+    assert not key.exists()
+    away.rename(key)
 
 
 @LONG
