@@ -24,6 +24,7 @@ SECTION = (ROOT / "docs/fleet.md").read_text().split("## NAS that fetch what the
 # By their first line; the commands have none.
 FILES = dict(re.findall(r"```\w+\n# (\S+)\n(.*?)```", SECTION, re.DOTALL))
 (COMMANDS,) = re.findall(r"```sh\n(.*?)```", SECTION, re.DOTALL)
+YOURS = "ssh-ed25519 AAAA... you@laptop"
 CREDENTIALS = "/var/lib/nas-pull/credentials"
 
 
@@ -57,9 +58,11 @@ def nas(make_lab: Callable[..., Lab], tmp_path: Path) -> tuple[Lab, dict[str, An
         "archive": "/srv/given/image.tar",
         "name": made["image"],
     }
+    mine = (lab.folder / f"{ssh.KEY}.pub").read_text().strip()
     for name, text in {**FILES, "group_vars/nas/assistant.yml": yaml.safe_dump(wish)}.items():
+        fitted = text.replace("192.0.2.11", host["ssh_host"]).replace(YOURS, mine)
         if not name.startswith("/"):
-            put(lab, host, f"/srv/fleet/{name}", text.replace("192.0.2.11", host["ssh_host"]))
+            put(lab, host, f"/srv/fleet/{name}", fitted)
         else:
             put(lab, host, name, re.sub(r"https://git\S+", "file:///srv/fleet", text))
     commit(lab, host, "init --quiet --initial-branch main")
