@@ -175,14 +175,19 @@ def build_image() -> dict[str, Any]:
     return result
 
 
+def pids(of: int) -> list[int]:
+    """A process and all that it started, and these in turn."""
+    found = [of]
+    for pid in found:
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += [int(child) for child in task.read_text().split()]
+    return found
+
+
 def kill(controller: subprocess.Popen[bytes]) -> None:
     """Kill a run of Ansible with its workers, each of which has a session of its own."""
-    pids = [controller.pid]
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                pids += [int(child) for child in task.read_text().split()]
-    for pid in pids:
+    for pid in pids(controller.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     controller.wait()

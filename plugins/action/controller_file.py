@@ -64,9 +64,6 @@ class ActionModule(ActionBase):
     """See the module's documentation."""
 
     TRANSFERS_FILES = False
-    # It says so itself, and needs no connection.
-    _supports_check_mode = True
-    _supports_async = False
 
     def run(self, tmp: str | None = None, task_vars: Variables | None = None) -> Result:
         """Compare, and write what differs."""

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import peers  # noqa: E402
-from site_lab import Lab, make_inventory, read_lab, run_lab  # noqa: E402
+from site_lab import Lab, make_inventory, pids, read_lab, run_lab  # noqa: E402
 
 NAME = "benchfleet"
 FLEET = 10
@@ -41,16 +41,6 @@ RATIO_TARGET = 0.3
 BLANK = {"1 from blank": "nas1", "3 from blank": "nas2:nas3:nas4"}
 ALL = [f"nas{number}" for number in range(1, FLEET + 1)]
 SIZES = {hosts: ":".join(ALL[:hosts]) for hosts in (1, 3, FLEET)}
-
-
-def pids(of: int) -> list[int]:
-    """A process and all that it started."""
-    found = [of]
-    for pid in found:
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                found += [int(child) for child in task.read_text().split()]
-    return found
 
 
 class Memory(threading.Thread):

@@ -162,3 +162,14 @@ def test_a_link_in_the_way_is_not_followed(volume: Volume, pool: Path) -> None:
 
 def test_no_snapshot_at_all(volume: Volume) -> None:
     assert "there are none" in volume.back()["msg"]
+
+
+def test_volumes_of_one_name_in_two_pools_are_held_apart() -> None:
+    held = {
+        _snapshots.hold_name(reason, f"/srv/{pool}/.snapshots", "documents")
+        for reason in ("rollback", "restore")
+        for pool in ("tank", "vault")
+    }
+    assert len(held) == 4
+    # What begins with a full stop is a draft, and holds nothing.
+    assert not any(name.startswith(".") or "/" in name for name in held)
