@@ -51,6 +51,8 @@ MANAGERS = {
         printf '[Match]\\nName={nic}\\n[Network]\\nAddress={old}/24\\n' \
             > /etc/systemd/network/10-lan.network
         systemctl start systemd-networkd
+        # It says that it is up before it has its name on the bus.
+        until busctl status org.freedesktop.network1 > /dev/null 2>&1; do sleep 0.1; done
         networkctl reconfigure {nic}
         """,
     "networkmanager": """
@@ -76,7 +78,7 @@ GONE = """
     systemctl stop NetworkManager systemd-networkd.socket systemd-networkd systemd-resolved
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq purge ifupdown network-manager netplan.io systemd-resolved > /dev/null
-    rm -rf /etc/network /etc/NetworkManager /etc/netplan /run/systemd/network
+    rm -rf /etc/network /run/network /etc/NetworkManager /etc/netplan /run/systemd/network
     rm -f /etc/systemd/network/*.network /usr/local/sbin/udevadm
     rm -f /etc/resolv.conf && cp /root/resolv.conf /etc/resolv.conf
     ip address flush dev {nic} scope global
