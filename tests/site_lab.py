@@ -193,6 +193,17 @@ def kill(controller: subprocess.Popen[bytes]) -> None:
     controller.wait()
 
 
+def wait_for(client: httpx.Client, path: str, status: int, patience: float) -> None:
+    """Ask until the status is there; while a NAS boots, nobody answers at all."""
+    deadline = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if client.get(path).status_code == status:
+                return
+        assert time.monotonic() < deadline, f"no {status} after {patience} s"
+        time.sleep(1)
+
+
 QUESTION = {
     "messages": [{"role": "user", "content": "What is the capital of France? One sentence."}],
     "max_tokens": 40,

@@ -15,6 +15,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 
 FIRST = 4 << 20  # bytes that must be zeros
 BY_ID = "/dev/disk/by-id"
+SYS = "/sys/class/block"
 # Names that say nothing to somebody who holds the disk: taken where there is no other.
 _OPAQUE = ("wwn-", "nvme-eui.", "nvme-nvme.", "dm-uuid-", "md-uuid-", "lvm-pv-uuid-")
 
@@ -127,7 +128,7 @@ def disks(device: str) -> frozenset[str]:
     partition, an encrypted device, a RAID, a volume group. A loop device is a disk of its own."""
     name = os.path.basename(os.path.realpath(device))
     found: set[str] = set()
-    left = [os.path.realpath(f"/sys/class/block/{name}")]
+    left = [os.path.realpath(os.path.join(SYS, name))]
     while left:
         place = left.pop()
         below = os.path.join(place, "slaves")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable, Sequence
 
 from ansible_collections.nas.assistant.plugins.module_utils import _commands
@@ -14,6 +15,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._files import replac
 
 DOCKER = "docker.service"
 FOLDER = "/var/lib/nas-assistant-storage"
+SETTLE = 3.0  # seconds in which a program that cannot work with what it finds has ended
 
 
 class StandstillError(Exception):
@@ -77,11 +79,13 @@ class Standstill:
         elif os.path.exists(self.path):
             os.unlink(self.path)
 
-    def end(self, notes: Iterable[str] = ()) -> list[str]:
-        """Start what was stopped; return what runs again.
+    def end(self, notes: Iterable[str] = (), kept: str = "") -> list[str]:
+        """Start what was stopped, and see that it goes on; return what runs again.
 
         :param notes: what the next run must still know.
-        :raises StandstillError: a container that is there does not start; names it.
+        :param kept: snapshot of what was there before, to go back to.
+        :raises StandstillError: a unit does not run any more, or a container that is there does
+            not start; names it.
         """
         if self.units:
             demand(["systemctl", "start", *self.units])
@@ -94,10 +98,29 @@ class Standstill:
                 done.append(container)
             else:
                 failed.append(container[:12])
+        ended = ended_again(self.units)
         self.units, self.containers, self.notes = [], [], list(notes)
         self.save()
+        complaints = []
+        if ended:
+            complaints.append(f"{', '.join(ended)} ran before and ended again; see journalctl -u")
         if failed:
-            raise StandstillError(
+            complaints.append(
                 f"containers {', '.join(failed)} ran before and do not start now; see docker logs"
             )
+        if complaints and kept:
+            complaints.append(f"What was there before is in {kept}: go back to it to undo this")
+        if complaints:
+            raise StandstillError(". ".join(complaints))
         return done
+
+
+def ended_again(units: Sequence[str]) -> list[str]:
+    """Those of units just started that do not run any more a little later.
+
+    To start one of Type=simple succeeds as soon as its program is there.
+    """
+    if not units:
+        return []
+    time.sleep(SETTLE)
+    return [unit for unit in units if run(["systemctl", "is-active", "-q", unit]).returncode != 0]

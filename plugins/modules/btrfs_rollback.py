@@ -198,7 +198,7 @@ class Rollback:
 
     def run(self, text: str) -> tuple[str, list[str]]:
         """Roll back; return what was kept, and what runs again."""
-        standstill = Standstill("rollback")
+        standstill, kept = Standstill("rollback"), ""
         try:
             standstill.begin(self.users)
             if self.unit:
@@ -210,7 +210,7 @@ class Rollback:
             # Whatever happened: what is there is better than nothing.
             if self.unit:
                 demand(["systemctl", "start", self.unit])
-            resumed = standstill.end()
+            resumed = standstill.end(kept=kept)
         return kept, resumed
 
 

@@ -165,7 +165,7 @@ def roll_back(name: str, text: str, users: list[str]) -> tuple[str, list[str]]:
             f"dataset={name} is not mounted ({dataset.mountpoint}): zfs mount {name}"
         )
     private.enter()
-    standstill, notes = Standstill(WORK), None
+    standstill, notes, kept = Standstill(WORK), None, ""
     try:
         standstill.begin(users)
         kept = keep(name, standstill)
@@ -174,7 +174,7 @@ def roll_back(name: str, text: str, users: list[str]) -> tuple[str, list[str]]:
         notes = [note for note in standstill.notes if note.partition("@")[0] != name]
     finally:
         # Where it failed, the next run must know what was there at first.
-        resumed = standstill.end(standstill.notes if notes is None else notes)
+        resumed = standstill.end(standstill.notes if notes is None else notes, kept=kept)
     return kept, resumed
 
 

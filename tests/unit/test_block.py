@@ -51,3 +51,49 @@ def test_room(disk: str) -> None:
     assert block.is_there(disk)
     assert block.room(f"{disk}1") == 0
     assert not block.is_there(f"{disk}1")
+
+
+DISKS = {
+    "sda": ("sda", {"sda"}),
+    "a partition": ("sda1", {"sda"}),
+    "a loop device": ("loop3", {"loop3"}),
+    "encrypted": ("dm-0", {"sda"}),
+    "a volume of two disks": ("dm-1", {"sdb", "nvme0n1"}),
+    "encrypted on a mirror of partitions": ("dm-2", {"sda", "sdb"}),
+    "one that is gone": ("sdz", {"sdz"}),
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's tree of block devices: what stands on what."""
+    below = {
+        "sda": [],
+        "sda/sda1": [],
+        "sda/sda2": [],
+        "sdb": [],
+        "sdb/sdb1": [],
+        "nvme0n1": [],
+        "loop3": [],
+        "dm-0": ["sda/sda1"],
+        "dm-1": ["sdb", "nvme0n1"],
+        "md0": ["sda/sda2", "sdb/sdb1"],
+        "dm-2": ["md0"],
+    }
+    devices, names = tmp_path / "devices", tmp_path / "class"
+    names.mkdir()
+    for place, slaves in below.items():
+        (devices / place / "slaves").mkdir(parents=True)
+        if "/" in place:
+            (devices / place / "partition").write_text("1\n")
+        for slave in slaves:
+            link = devices / place / "slaves" / Path(slave).name
+            link.symlink_to(devices / slave)
+        (names / Path(place).name).symlink_to(devices / place)
+    monkeypatch.setattr(block, "SYS", str(names))
+
+
+@pytest.mark.usefixtures("tree")
+@pytest.mark.parametrize(("device", "wanted"), DISKS.values(), ids=DISKS)
+def test_the_disks_below(device: str, wanted: set[str]) -> None:
+    assert block.disks(f"/dev/{device}") == wanted

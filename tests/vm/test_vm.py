@@ -13,10 +13,19 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
-from site_lab import ROOT, Lab, check_answer, kill, make_inventory, read_lab, reboot, run_lab
+from site_lab import (
+    ROOT,
+    Lab,
+    check_answer,
+    kill,
+    make_inventory,
+    read_lab,
+    reboot,
+    run_lab,
+    wait_for,
+)
 
 from lab import ssh, vm
 
@@ -81,21 +90,6 @@ def reachable(address: str) -> bool:
         return False
 
 
-def wait_for(client: httpx.Client, path: str, status: int) -> None:
-    """Ask until the status is there; while it boots, nobody answers at all."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            answer = client.get(path)
-        except httpx.TransportError:
-            pass
-        else:
-            if answer.status_code == status:
-                return
-        assert time.monotonic() < deadline, f"no {status} after {PATIENCE} s"
-        time.sleep(1)
-
-
 def test_limits_hold_on_cgroups_v2(lab: Lab) -> None:
     (host,) = lab.hosts
     assert lab.on(host, "stat --file-system --format %T /sys/fs/cgroup") == "cgroup2fs"
@@ -140,7 +134,7 @@ def test_answers_again_after_a_reboot(lab: Lab) -> None:
     (host,) = lab.hosts
     reboot(lab, PATIENCE)
     with lab.client(host) as client:
-        wait_for(client, "/readyz", 200)
+        wait_for(client, "/readyz", 200, PATIENCE)
         check_answer(client)
 
 
@@ -209,7 +203,7 @@ def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:
     (host,) = lab.hosts
     boot("Nehalem", inventory)
     with lab.client(host) as client:
-        wait_for(client, "/v1/models", 503)
+        wait_for(client, "/v1/models", 503, PATIENCE)
     deadline = time.monotonic() + PATIENCE
     while "start_refused" not in (
         log := lab.on(host, "docker logs --tail 1 nas-assistant 2>&1 || true")

@@ -70,6 +70,9 @@ def test_refused_before_anything_changes(storage: Run, pool: dict[str, Any], hos
     message = said(storage({**pool, "format": False, "volumes": []}))
     assert "would be overwritten" in message
     assert "volume ../x" in said(storage({**pool, "volumes": [{"name": "../x"}]})).replace("'", "")
+    # There is no ZFS in the lab, neither program nor module.
+    of_zfs = {**pool, "provider": "zfs", "volumes": [documents]}
+    assert "ZFS" in (message := said(storage(of_zfs))), message
     for device in pool["devices"]:
         assert host.check_output(f"wipefs {device}") == ""
     assert not host.file("/srv/tank").exists

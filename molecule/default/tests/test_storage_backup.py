@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ MODELS = "/var/lib/nas-assistant/models"
 STATE = "/var/lib/nas-assistant/state"
 PASSWORD = "of-the-server-alone"
 METRICS = "/var/lib/prometheus/node-exporter"
+CHAT = "/v1/chat/completions"
+QUESTION = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8}
 # All that must come back, as sha256sum sees it. Nginx's copy of the certificate is among it.
 LISTING = f"""
 cd / && {{
@@ -154,6 +157,32 @@ def wanted(server: dict[str, Any], nas: str) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def store() -> Iterator[Path]:
+    """A folder that everybody may enter, as that of a server is."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def restic(repository: Path, key: Path, *words: str) -> str:
+    """Run restic as the owner of the server would."""
+    command = ["restic", "--repo", str(repository), "--password-file", str(key), "--no-cache"]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def points(repository: Path, key: Path) -> list[str]:
+    return [each["id"] for each in json.loads(restic(repository, key, "snapshots", "--json"))]
+
+
+def used_today(host: Host) -> dict[str, dict[str, int]]:
+    """What keys used, as it is written on the disk."""
+    rows = host.check_output("docker exec nas-assistant /app/start.sh keys list --json")
+    return {row["name"]: row["used_today"] for row in json.loads(rows)}
+
+
 def said(run: subprocess.CompletedProcess[str]) -> str:
     assert run.returncode != 0, run.stdout
     return " ".join(run.stdout.split())
@@ -238,13 +267,41 @@ def test_a_volume_comes_back(playbook: Run, wish: dict[str, Any], host: Host) ->
 
 
 def test_old_points_are_pruned_from_the_controller(
-    playbook: Run, wish: dict[str, Any], nas_name: str
+    playbook: Run, wish: dict[str, Any], nas_name: str, server: dict[str, Any], store: Path
 ) -> None:
-    if not shutil.which("restic"):
-        apt.install(["restic"], why="the controller prunes")
-    assert "changed=0" in worked(playbook("prune", **wish))
-    # Another key would open nothing, and look like the right one.
+    needed = [program for program in ("restic", "sudo") if not shutil.which(program)]
+    if needed:
+        apt.install(needed, why="the controller prunes, as the user whose folder it is")
     key = LAB / f"credentials/backup.{nas_name}"
+    assert "changed=0" in worked(playbook("prune", **wish))
+    kept = points(server["data"], key)
+    assert kept
+    for day in ("01", "02", "03"):
+        copy = ["--host", nas_name, "--tag", "nas.assistant", "--time", f"2020-01-{day} 00:00:00"]
+        restic(server["data"], key, "backup", "--quiet", *copy, str(ROOT / "galaxy.yml"))
+    shutil.copytree(server["data"], store / "us")
+    subprocess.run(["chown", "-R", "nobody", str(store / "us")], check=True)
+    # A user of the same server, which is in the inventory and is no NAS.
+    (store / "hosts.yml").write_text(
+        "all: {hosts: {store: {ansible_connection: local, "
+        "ansible_python_interpreter: /usr/bin/python3}}}"
+    )
+    there = {"on": "store", "user": "nobody", "repository": str(store / "us")}
+    offsite, usb = wish["backup_copies"]
+    elsewhere = {**wish, "backup_copies": [{**offsite, "prune": there}, usb]}
+    inventory = ("--inventory", str(store / "hosts.yml"))
+    rootly = {**elsewhere, "backup_copies": [{**offsite, "prune": {**there, "user": ""}}, usb]}
+    assert "Give prune.user=nobody" in said(playbook("prune", *inventory, **rootly))
+    assert "changed=1" in worked(playbook("prune", *inventory, **elsewhere))
+    owners = {path.owner() for path in (store / "us").rglob("*")}
+    assert owners == {"nobody"}
+    for folder in (server["data"], store / "us"):
+        gone = folder == store / "us"
+        assert len(points(folder, key)) == len(kept) + (0 if gone else 3)
+    assert "changed=1" in worked(playbook("prune", "--check", **wish))
+    assert "changed=1" in worked(playbook("prune", **wish))
+    assert points(server["data"], key) == kept
+    # Another key would open nothing, and look like the right one.
     away = key.rename(key.with_suffix(".away"))
     assert "Nothing was pruned" in said(playbook("prune", **wish))
     assert not key.exists()
@@ -252,7 +309,10 @@ def test_old_points_are_pruned_from_the_controller(
 
 
 @LONG
+@pytest.mark.parametrize(("copy", "other"), [("offsite", "usb"), ("usb", "offsite")])
 def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
+    copy: str,
+    other: str,
     playbook: Run,
     wish: dict[str, Any],
     host: Host,
@@ -265,10 +325,23 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     wait_ready: Callable[[], float],
 ) -> None:
     # A key that only this NAS knows, and what it has used.
-    lodger = host.check_output("docker exec nas-assistant /app/start.sh keys create lodger")
+    name = f"lodger-{copy}"
+    lodger = host.check_output(f"docker exec nas-assistant /app/start.sh keys create {name}")
+    own = {"Authorization": f"Bearer {lodger}"}
+    with connect() as client:
+        assert client.post(CHAT, json=QUESTION, headers=own).status_code == 200
+    deadline = time.monotonic() + 120
+    while not (used := used_today(host)[name])["completion_tokens"]:
+        assert time.monotonic() < deadline, "it is not written"
+        time.sleep(2)
     worked(playbook("backup", **wish, backup_run=["offsite", "usb"]))
     before = host.check_output(LISTING)
     trusted = certificate.read_text()
+    # The controller burns down with it, but for the inventory and the key of the copies.
+    credentials = certificate.parent
+    safe = credentials.rename(credentials.with_suffix(".safe"))
+    credentials.mkdir(mode=0o700)
+    shutil.copy2(safe / f"backup.{nas_name}", credentials)
     # The house burns down: system, Docker's data and both disks of the pool.
     subprocess.run(["docker", "rm", "-f", "-v", lab_container], check=True, capture_output=True)
     for number in (1, 2):
@@ -287,30 +360,29 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     worked(playbook("site", **new))
     built = time.monotonic()
     # It makes no copy, which would be the newest.
-    message = said(playbook("backup", **new, backup_run=["offsite"]))
-    assert "foreign: offsite has " in message
+    message = said(playbook("backup", **new, backup_run=[copy]))
+    assert f"foreign: {copy} has " in message
     assert "nas.assistant.restore" in message
     restoring = time.monotonic()
-    text = worked(playbook("restore", **new, backup_restore={"copy": "offsite"}))
+    text = worked(playbook("restore", **new, backup_restore={"copy": copy}))
     restored = time.monotonic()
     assert "tank/models: as a whole" in text
     host = log_in()
     assert host.check_output(LISTING) == before
-    # Clients of the old one trust the new one, and their keys work.
-    certificate.write_text(trusted)
+    assert used_today(host)[name] == used
+    # What the owner kept in a safe fits again: clients of the old one trust the new one, and all
+    # keys work.
+    shutil.rmtree(credentials)
+    safe.rename(credentials)
+    assert certificate.read_text() == trusted
     wait_ready()
     with connect() as client:
-        answer = client.post(
-            "/v1/chat/completions",
-            json={"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 8},
-        )
-        assert answer.status_code == 200
-        own = {"Authorization": f"Bearer {lodger}"}
-        assert client.get("/v1/models", headers=own).status_code == 200
+        for headers in ({}, own):
+            assert client.post(CHAT, json=QUESTION, headers=headers).status_code == 200
     # From now on, copies go on; the other one wants to be asked.
-    worked(playbook("backup", **new, backup_run=["offsite"]))
-    assert "foreign: usb" in said(playbook("backup", **new, backup_run=["usb"]))
-    worked(playbook("backup", **new, backup_accept=["usb"], backup_run=["usb"]))
+    worked(playbook("backup", **new, backup_run=[copy]))
+    assert f"foreign: {other}" in said(playbook("backup", **new, backup_run=[other]))
+    worked(playbook("backup", **new, backup_accept=[other], backup_run=[other]))
     size = host.check_output(f"du -sb /srv/documents {MODELS} | cut -f1 | paste -sd+")
     figures = {
         "bytes": sum(map(int, size.split("+"))),
@@ -318,7 +390,9 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
         "site_seconds": round(built - blank, 1),
         "restore_seconds": round(restored - restoring, 1),
     }
-    (ROOT / ".lab/recovery.json").write_text(f"{json.dumps(figures)}\n")
+    record = ROOT / ".lab/recovery.json"
+    known = json.loads(record.read_text()) if record.exists() else {}
+    record.write_text(f"{json.dumps({**known, copy: figures})}\n")
     print(figures)
 
 
