@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,54 @@ def test_a_clock_that_was_wrong(nas: Nas) -> None:
     assert found["ahead"] == ahead
     assert nas.there() == [made[2], *ahead]
     assert nas.run(nas.volume(snapshots=ahead), state="absent")["deleted"] == ahead
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A place where clocks are changed twice a year."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("berlin")
+def test_a_year_with_a_clock_that_is_changed_and_set_back(nas: Nas) -> None:
+    """One a day, one an hour where the clock is changed; what each holds is of its own time."""
+    day = 24 * HOUR
+    start = int(datetime(2025, 6, 1, 22, 30, tzinfo=UTC).timestamp())
+    # Half past midnight of the next day in summer, half past eleven in winter.
+    moments = {start + number * day for number in range(366)}
+    for changed in (datetime(2025, 10, 26, 1), datetime(2026, 3, 29, 1)):
+        middle = int(changed.replace(tzinfo=UTC).timestamp())
+        moments |= {middle + number * HOUR for number in range(-6, 7)}
+    wish = nas.volume(keep={"daily": 7, "weekly": 4, "monthly": 12})
+
+    def run(moment: int) -> None:
+        nas.now = moment
+        (nas.data / "file").write_text(str(moment), encoding="utf-8")
+        assert nas.run(wish)["made"]
+
+    for moment in sorted(moments):
+        run(moment)
+        if moment == start + 200 * day:
+            # A battery is empty: for three days, it makes what is there by date already.
+            before = nas.there()
+            for number in range(3):
+                run(moment - (3 - number) * day + HOUR)
+                now = f"data.{datetime.fromtimestamp(nas.now, UTC):%Y%m%dT%H%M%SZ}"
+                ahead = {name for name in before if name > now}
+                assert ahead <= {*nas.there()}
+    days = [name[5:13] for name in nas.there()]
+    # The last of each month, week and day in UTC, as if nobody had touched a clock.
+    months = ["20250731", "20250831", "20250930", "20251031", "20251130", "20251231"]
+    months += ["20260131", "20260228", "20260331", "20260430"]
+    last = [f"202605{number}" for number in range(26, 32)]
+    assert days == [*months, "20260517", "20260524", *last, "20260601"]
+    for path in nas.snapshots.iterdir():
+        written = int((path / "file").read_text(encoding="utf-8"))
+        assert path.name == f"data.{datetime.fromtimestamp(written, UTC):%Y%m%dT%H%M%SZ}"
 
 
 def test_check_mode_changes_nothing(nas: Nas) -> None:
