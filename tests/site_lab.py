@@ -142,11 +142,11 @@ def make_inventory(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def blank_vm(name: str) -> Iterator[Lab]:
-    """A blank virtual machine, for as long as it is needed."""
+def blank(name: str, *options: str, kind: str = "up") -> Iterator[Lab]:
+    """A blank lab for as long as it is needed; ``kind`` is ``vm`` for a virtual machine."""
     with tempfile.TemporaryDirectory() as folder:
         inventory = make_inventory(Path(folder) / "inventory")
-        run_lab("vm", "--name", name, "--inventory", str(inventory))
+        run_lab(kind, "--name", name, *options, "--inventory", str(inventory))
         try:
             yield read_lab(name, inventory.parent)
         finally:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import peers  # noqa: E402
-from site_lab import Lab, make_inventory, read_lab, run_lab  # noqa: E402
+from site_lab import Lab, blank  # noqa: E402
 
 from lab import ssh  # noqa: E402
 
@@ -100,14 +100,8 @@ def main() -> None:
     """Measure on two lab NAS, print a table, write the result."""
     target = Path(sys.argv[1]).resolve()
     collections = Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        inventory = make_inventory(folder / "inventory")
-        run_lab("up", "--name", NAME, "--nas", "2", "--inventory", str(inventory))
-        try:
-            result = measure(read_lab(NAME, inventory.parent), folder, collections)
-        finally:
-            run_lab("down", "--name", NAME)
+    with tempfile.TemporaryDirectory() as scratch, blank(NAME, "--nas", "2") as lab:
+        result = measure(lab, Path(scratch), collections)
     target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, figures in result.items():
         print(f"{name:8}" + "  ".join(f"{key} {value}" for key, value in figures.items()))

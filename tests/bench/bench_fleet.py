@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import peers  # noqa: E402
-from site_lab import Lab, make_inventory, pids, read_lab, run_lab  # noqa: E402
+from site_lab import Lab, blank, pids  # noqa: E402
 
 NAME = "benchfleet"
 FLEET = 10
@@ -138,15 +138,9 @@ def main() -> None:
     """Measure on many lab NAS, print a table, write the result."""
     target = Path(sys.argv[1]).resolve()
     others = Path(sys.argv[2]).resolve() if len(sys.argv) > 2 else None
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        inventory = make_inventory(folder / "inventory")
-        count = FLEET + bool(others)
-        run_lab("up", "--name", NAME, "--nas", str(count), "--inventory", str(inventory))
-        try:
-            rows = measure(read_lab(NAME, inventory.parent), folder, others)
-        finally:
-            run_lab("down", "--name", NAME)
+    count = str(FLEET + bool(others))
+    with tempfile.TemporaryDirectory() as scratch, blank(NAME, "--nas", count) as lab:
+        rows = measure(lab, Path(scratch), others)
     target.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     for name, figures in rows.items():
         print(f"{name:24}" + "  ".join(f"{key} {value:g}" for key, value in figures.items()))

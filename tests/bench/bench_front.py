@@ -15,14 +15,13 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from site_lab import Lab, make_inventory, read_lab, run_lab  # noqa: E402
+from site_lab import Lab, blank  # noqa: E402
 
 NAME = "benchfront"
 ROUNDS = 5
@@ -108,13 +107,8 @@ def measure(lab: Lab) -> dict[str, Any]:
 def main() -> None:
     """Measure on two lab NAS, print a table, write the result."""
     target = Path(sys.argv[1]).resolve()
-    with tempfile.TemporaryDirectory() as folder:
-        inventory = make_inventory(Path(folder) / "inventory")
-        run_lab("up", "--name", NAME, "--nas", "2", "--inventory", str(inventory))
-        try:
-            result = measure(read_lab(NAME, inventory.parent))
-        finally:
-            run_lab("down", "--name", NAME)
+    with blank(NAME, "--nas", "2") as lab:
+        result = measure(lab)
     target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for name, ways in result.items():
         added = ways["front"]["p50"] - ways["direct"]["p50"]

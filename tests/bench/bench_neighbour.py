@@ -18,7 +18,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from site_lab import Lab, make_inventory, read_lab, run_lab  # noqa: E402
+from site_lab import Lab, blank  # noqa: E402
 
 NAME = "benchneighbour"
 ROUNDS, QUESTIONS = 4, 15
@@ -102,15 +101,9 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 def main() -> int:
     """Measure, print, and write the result."""
-    with tempfile.TemporaryDirectory() as folder:
-        inventory = make_inventory(Path(folder) / "inventory")
-        run_lab("up", "--name", NAME, "--inventory", str(inventory))
-        try:
-            lab = read_lab(NAME, inventory.parent)
-            lab.site()
-            rows = measure(lab)
-        finally:
-            run_lab("down", "--name", NAME)
+    with blank(NAME) as lab:
+        lab.site()
+        rows = measure(lab)
     found = {"cpus": CPUS, "neighbours": 2 * NEIGHBOURS, "latency": rows}
     for name, row in rows.items():
         print(f"{name:26} p50 {row['p50_ms']:6} ms {row['p50_ratio']:5}   "

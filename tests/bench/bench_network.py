@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from site_lab import Lab, blank_vm  # noqa: E402
+from site_lab import Lab, blank  # noqa: E402
 
 NAME = "benchnetwork"
 ROUNDS = 3
@@ -106,7 +106,7 @@ def measure(lab: Lab) -> dict[str, Any]:
 
 def main() -> int:
     """Measure, print, and write the result."""
-    with blank_vm(NAME) as lab:
+    with blank(NAME, kind="vm") as lab:
         found = measure(lab)
     Path(sys.argv[1]).write_text(f"{json.dumps(found, indent=2)}\n", encoding="utf-8")
     return 0
