@@ -46,8 +46,11 @@ MANAGERS = {
         """,
     "networkd": """
         apt-get -qq install --no-install-recommends systemd-resolved > /dev/null
-        # Its account is younger than the bus, which lets nobody else have the name.
-        systemctl reload dbus && systemctl restart systemd-resolved
+        # Its account is younger than the bus, which lets nobody else have the name; it may have
+        # tried so often by now that systemd lets it try no more.
+        systemctl reload dbus && systemctl stop systemd-resolved
+        systemctl reset-failed systemd-resolved || true
+        systemctl start systemd-resolved
         printf '[Match]\\nName={nic}\\n[Network]\\nAddress={old}/24\\n' \
             > /etc/systemd/network/10-lan.network
         systemctl start systemd-networkd

@@ -205,7 +205,9 @@ def test_refused_before_anything_changes(playbook: Run, wish: dict[str, Any], ho
 def test_copies_are_set_up(playbook: Run, wish: dict[str, Any], host: Host, nas_name: str) -> None:
     worked(playbook("storage", **wish))
     host.check_output(f"mkdir -p {METRICS}; cd /srv/documents; {FILES}")
-    text = worked(playbook("backup", "--check", "--diff", **wish))
+    fewer = {**wish, "backup_sources": wish["backup_sources"][1:]}
+    text = worked(playbook("backup", "--check", "--diff", **fewer))
+    assert f"tank/documents of {nas_name} is in no copy" in text
     assert PASSWORD not in text
     assert not host.file("/usr/local/sbin/nas-backup").exists
     told = worked(playbook("backup", **wish))
@@ -231,6 +233,25 @@ def test_copies_are_made_and_drilled_on_the_nas_alone(host: Host) -> None:
         assert f'nas_backup_drill_failed{{copy="{name}",cause=""}} 0' in metrics
     assert host.run("findmnt -S LABEL=usb").rc != 0
     assert host.check_output("ls /srv/tank/.snapshots/.backup") == ""
+
+
+def test_a_server_that_is_away_is_tried_again(host: Host, server: dict[str, Any]) -> None:
+    port = httpx.URL(server["repository"].removeprefix("rest:")).port
+    show = "systemctl show nas-backup@offsite.service --value --property"
+    chain = "inet away output { type filter hook output priority 0; }"
+    host.check_output(f"nft 'add table inet away; add chain {chain}'")
+    host.check_output(f"nft add rule inet away output tcp dport {port} reject")
+    try:
+        assert host.run("systemctl start nas-backup@offsite.service").rc != 0
+        metrics = host.check_output(f"cat {METRICS}/nas_backup_offsite.prom")
+        assert 'nas_backup_failed{copy="offsite",cause="unreachable"} 1' in metrics
+        # It waits for half an hour, without anybody's doing.
+        assert host.check_output(f"{show} SubState") == "auto-restart"
+        assert host.check_output(f"{show} RestartUSec") == "30min"
+        host.check_output("systemctl stop nas-backup@offsite.service")
+    finally:
+        host.check_output("nft delete table inet away")
+    host.check_output("systemctl start nas-backup@offsite.service")
 
 
 def test_the_key_is_not_lost(playbook: Run, wish: dict[str, Any], nas_name: str) -> None:
