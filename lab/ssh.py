@@ -90,21 +90,28 @@ def door(folder: Path, address: str) -> Door | None:
     return None
 
 
-def as_root(folder: Path, address: str, command: str) -> subprocess.CompletedProcess[str]:
-    """Run a shell command as root, by whichever door is open; its exit code says how it went."""
+def as_root(
+    folder: Path, address: str, command: str, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run a shell command as root, by whichever door is open; its exit code says how it went.
+
+    :param timeout: seconds after which it is given up.
+    """
     found = door(folder, address)
     if found is None:
         return subprocess.CompletedProcess([], 255, "", f"{address} lets nobody in")
     become = "" if found.user == "root" else "sudo -n "
-    return login(folder, address, found, f"{become}sh -c {shlex.quote(command)}")
+    return login(folder, address, found, f"{become}sh -c {shlex.quote(command)}", timeout)
 
 
-def login(folder: Path, address: str, door: Door, command: str) -> subprocess.CompletedProcess[str]:
+def login(
+    folder: Path, address: str, door: Door, command: str, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Run a command by one door; its exit code says how it went."""
     argv = ["ssh", "-F", os.devnull, *options(folder), "-o", "BatchMode=yes"]
     argv += ["-o", f"ConnectTimeout={_GREETING}", "-o", "LogLevel=ERROR", "-p", str(door.port)]
     argv += ["-i", str(folder / KEY), f"{door.user}@{address}", command]
-    return run(argv, check=False, timeout=120)
+    return run(argv, check=False, timeout=timeout)
 
 
 def _greets(address: str, port: int) -> bool:

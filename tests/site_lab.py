@@ -65,9 +65,9 @@ class Lab:
             timeout=120,
         )
 
-    def on(self, host: dict[str, Any], command: str) -> str:
+    def on(self, host: dict[str, Any], command: str, timeout: float = 120) -> str:
         """Run a shell command as root on a NAS over SSH; return its output."""
-        done = ssh.as_root(self.folder, host["ssh_host"], command)
+        done = ssh.as_root(self.folder, host["ssh_host"], command, timeout)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 

@@ -76,7 +76,7 @@ def playbook(lab: Lab) -> Playbook:
 @pytest.fixture(scope="module")
 def on(lab: Lab) -> Callable[[str], str]:
     """Return a function that runs a command on the NAS."""
-    return lambda command: lab.on(lab.hosts[0], command)
+    return lambda command: lab.on(lab.hosts[0], command, PATIENCE)
 
 
 @pytest.fixture(scope="module")
