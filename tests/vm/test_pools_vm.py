@@ -91,9 +91,9 @@ def test_a_pool_of_before_and_a_partition(
     on(f"printf 'size=1G\\n size=1G\\n' | sfdisk --quiet --label gpt {OLD}")
     uuid = on(f"mkfs.btrfs -q -L before {OLD}1 && blkid -o value -s UUID {OLD}1")
     # Without its UUID it is no pool of ours, and to be formatted it is in the way.
-    whole = {"name": "parts", "devices": [OLD], "format": True}
-    first = {**whole, "devices": [f"{OLD}1"]}
-    assert f"{OLD} holds gpt" in said(playbook("storage", storage_pools=[whole]))
+    whole: Pool = {"name": "parts", "devices": [OLD], "format": True}
+    first: Pool = {**whole, "devices": [f"{OLD}1"]}
+    assert f"{OLD} holds PMBR, gpt" in said(playbook("storage", storage_pools=[whole]))
     assert f"{OLD}1 holds btrfs" in said(playbook("storage", storage_pools=[first]))
 
     on(f"mkdir /srv/own && echo 'UUID={uuid} /srv/own btrfs noatime 0 0' >> /etc/fstab")
