@@ -53,10 +53,10 @@ MANAGERS = {
         systemctl start systemd-resolved
         printf '[Match]\\nName={nic}\\n[Network]\\nAddress={old}/24\\n' \
             > /etc/systemd/network/10-lan.network
+        # An address that is there already makes it fail, and end when it is asked to begin again.
+        ip address flush dev {nic} scope global
         systemctl start systemd-networkd
-        # It says that it is up before it has its name on the bus.
-        until busctl status org.freedesktop.network1 > /dev/null 2>&1; do sleep 0.1; done
-        networkctl reconfigure {nic}
+        until ip -4 address show dev {nic} | grep -q {old}; do sleep 0.2; done
         """,
     "networkmanager": """
         mkdir -p /etc/NetworkManager/conf.d /etc/NetworkManager/system-connections
