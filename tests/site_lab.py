@@ -52,7 +52,7 @@ class Lab:
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr
         return done.stdout
 
-    def client(self, host: dict[str, Any]) -> httpx.Client:
+    def client(self, host: dict[str, Any], timeout: float = 120) -> httpx.Client:
         """A client of one NAS with the owner's key, trusting its certificate only."""
         credentials = self.folder / "credentials"
         return httpx.Client(
@@ -62,7 +62,7 @@ class Lab:
                 "Authorization": f"Bearer {(credentials / 'api_key.owner').read_text().strip()}"
             },
             trust_env=False,
-            timeout=120,
+            timeout=httpx.Timeout(timeout, connect=30),
         )
 
     def on(self, host: dict[str, Any], command: str, timeout: float = 120) -> str:

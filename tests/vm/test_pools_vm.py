@@ -202,6 +202,6 @@ def test_all_of_it_is_there_after_a_reboot(
 
 def answers(lab: Lab) -> None:
     """Wait until the assistant is ready, and ask it."""
-    with lab.client(lab.hosts[0]) as client:
+    with lab.client(lab.hosts[0], PATIENCE) as client:
         wait_for(client, "/readyz", 200, PATIENCE)
         check_answer(client)

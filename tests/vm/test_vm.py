@@ -115,7 +115,7 @@ def test_memory_that_runs_out_ends_one_program(lab: Lab, how: str) -> None:
     lab.on(host, how.format(hog), PATIENCE)
     assert "(python3)" in lab.on(host, "journalctl -k -b -o cat -g 'Out of memory: Killed' -n 1")
     assert lab.on(host, pids) == before
-    with lab.client(host) as client:
+    with lab.client(host, PATIENCE) as client:
         check_answer(client)
 
 
@@ -133,7 +133,7 @@ def test_a_second_address_is_given(lab: Lab) -> None:
 def test_answers_again_after_a_reboot(lab: Lab) -> None:
     (host,) = lab.hosts
     reboot(lab, PATIENCE)
-    with lab.client(host) as client:
+    with lab.client(host, PATIENCE) as client:
         wait_for(client, "/readyz", 200, PATIENCE)
         check_answer(client)
 
@@ -202,7 +202,7 @@ def test_power_that_fails_before_the_confirmation(lab: Lab, inventory: Path) -> 
 def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:
     (host,) = lab.hosts
     boot("Nehalem", inventory)
-    with lab.client(host) as client:
+    with lab.client(host, PATIENCE) as client:
         wait_for(client, "/v1/models", 503, PATIENCE)
     deadline = time.monotonic() + PATIENCE
     while "start_refused" not in (
@@ -220,5 +220,5 @@ def test_a_cpu_without_avx2_is_recognised(lab: Lab, inventory: Path) -> None:
 
     boot("max", inventory)
     lab.site()
-    with lab.client(host) as client:
+    with lab.client(host, PATIENCE) as client:
         check_answer(client)
