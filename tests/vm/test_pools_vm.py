@@ -88,9 +88,8 @@ def pools() -> list[Pool]:
 def test_a_pool_of_before_and_a_partition(
     playbook: Playbook, pools: list[Pool], on: Callable[[str], str]
 ) -> None:
-    on(
-        "apt-get -qq update; apt-get -qq install --no-install-recommends btrfs-progs fdisk > /dev/null"
-    )
+    on("apt-get -qq update")
+    on("apt-get -qq install --no-install-recommends btrfs-progs fdisk > /dev/null")
     on(f"printf 'size=1G\\n size=1G\\n' | sfdisk --quiet --label gpt {OLD}")
     uuid = on(f"mkfs.btrfs -q -L before {OLD}1 && blkid -o value -s UUID {OLD}1")
     # Without its UUID it is no pool of ours, and to be formatted it is in the way.
