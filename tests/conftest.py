@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""Runs a module's main() in this process, as Ansible would run it on a NAS."""
+"""What tests of modules share: a call of main() as on a NAS, a place where clocks are changed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,3 +27,13 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
         return answer
 
     return run
+
+
+@pytest.fixture
+def berlin() -> Iterator[None]:
+    """A place where clocks are changed twice a year."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time.tzset()
+        yield
+    time.tzset()

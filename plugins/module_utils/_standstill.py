@@ -53,19 +53,17 @@ class Standstill:
     def begin(self, units: Iterable[str], notes: Iterable[str] = ()) -> None:
         """Stop units, and before Docker its containers, which would outlive it."""
         self.notes = list(dict.fromkeys([*self.notes, *notes]))
-        active = [
-            unit for unit in units if run(["systemctl", "is-active", "-q", unit]).returncode == 0
-        ]
-        running = []
+        active = running(units)
+        containers = []
         if DOCKER in active:
-            running = demand(["docker", "ps", "--quiet", "--no-trunc"]).split()
-        self.containers = list(dict.fromkeys([*self.containers, *running]))
+            containers = demand(["docker", "ps", "--quiet", "--no-trunc"]).split()
+        self.containers = list(dict.fromkeys([*self.containers, *containers]))
         self.units = list(dict.fromkeys([*self.units, *active]))
         # Before anything is stopped: a run that is cut off must be able to start it again.
         self.save()
         if DOCKER in active:
-            if running:
-                demand(["docker", "stop", *running])
+            if containers:
+                demand(["docker", "stop", *containers])
             # It would start the engine again with the next client.
             run(["systemctl", "stop", "docker.socket"])
         if active:
@@ -115,6 +113,11 @@ class Standstill:
         return done
 
 
+def running(units: Iterable[str]) -> list[str]:
+    """Those of units that run."""
+    return [unit for unit in units if run(["systemctl", "is-active", "-q", unit]).returncode == 0]
+
+
 def ended_again(units: Sequence[str]) -> list[str]:
     """Those of units just started that do not run any more a little later.
 
@@ -123,4 +126,5 @@ def ended_again(units: Sequence[str]) -> list[str]:
     if not units:
         return []
     time.sleep(SETTLE)
-    return [unit for unit in units if run(["systemctl", "is-active", "-q", unit]).returncode != 0]
+    left = running(units)
+    return [unit for unit in units if unit not in left]

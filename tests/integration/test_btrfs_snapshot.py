@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -261,16 +261,6 @@ def test_a_clock_that_was_wrong(nas: Nas) -> None:
     assert found["ahead"] == ahead
     assert nas.there() == [made[2], *ahead]
     assert nas.run(nas.volume(snapshots=ahead), state="absent")["deleted"] == ahead
-
-
-@pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A place where clocks are changed twice a year."""
-    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 @pytest.mark.usefixtures("berlin")

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -325,16 +323,6 @@ def test_volumes_that_would_mix_their_snapshots() -> None:
     assert "volumes[1]: volumes[0] has folder='/tank/.snapshots' and name='data' too" in str(
         raised.value
     )
-
-
-@pytest.fixture
-def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A place where clocks are changed twice a year."""
-    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
-    time.tzset()
-    yield
-    monkeypatch.undo()
-    time.tzset()
 
 
 class Nas:

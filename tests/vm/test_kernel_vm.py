@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from site_lab import ROOT, Lab, make_inventory, read_lab, reboot, run_lab
+from site_lab import ROOT, Lab, blank, reboot
 
 NAME = f"kernel{os.getpid()}"
 PATIENCE = 600  # seconds
@@ -35,13 +35,9 @@ ls /etc/systemd/system /etc/sysctl.d /etc/modules-load.d /etc/udev/rules.d /etc/
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    inventory = make_inventory(tmp_path_factory.mktemp("kernel") / "inventory")
-    run_lab("vm", "--name", NAME, "--scsi", "--inventory", str(inventory))
-    try:
-        yield read_lab(NAME, inventory.parent)
-    finally:
-        run_lab("down", "--name", NAME)
+def lab() -> Iterator[Lab]:
+    with blank(NAME, "--scsi", kind="vm") as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")

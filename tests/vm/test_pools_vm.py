@@ -7,7 +7,6 @@ On a machine of its own, since a container has neither partitions nor a Docker r
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,12 +15,9 @@ from typing import Any
 import pytest
 from site_lab import (
     Lab,
+    blank,
     check_answer,
-    make_inventory,
-    play,
-    read_lab,
     reboot,
-    run_lab,
     said,
     wait_for,
     worked,
@@ -35,9 +31,8 @@ SEED = "head -c 8M /dev/urandom"
 # A stopped container with what only Docker's own storage has: a file deleted in a layer, another
 # one made, and a volume.
 KEEPER = f"""
-docker create --name keeper --volume keepsakes:/kept --entrypoint sleep \\
-  $(docker inspect -f '{{{{.Image}}}}' nas-assistant) 0
-docker cp keeper:/etc/os-release - > /dev/null
+docker run --name keeper --volume keepsakes:/kept --user 0 --entrypoint rm \\
+  $(docker inspect -f '{{{{.Image}}}}' nas-assistant) /etc/os-release
 {SEED} > /root/mine && docker cp /root/mine keeper:/root-of-mine
 {SEED} > /var/lib/docker/volumes/keepsakes/_data/letter
 """
@@ -55,28 +50,10 @@ Pool = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    inventory = make_inventory(tmp_path_factory.mktemp("pools") / "inventory")
-    words = ["--disks", "3", "--disk-size", "4G", "--inventory", str(inventory)]
-    run_lab("vm", "--name", NAME, *words)
-    try:
-        lab = read_lab(NAME, inventory.parent)
+def lab() -> Iterator[Lab]:
+    with blank(NAME, "--disks", "3", "--disk-size", "4G", kind="vm") as lab:
         lab.site()
         yield lab
-    finally:
-        run_lab("down", "--name", NAME)
-
-
-@pytest.fixture(scope="module")
-def playbook(lab: Lab) -> Playbook:
-    """Return a function that runs a playbook with extra variables."""
-    return functools.partial(play, lab)
-
-
-@pytest.fixture(scope="module")
-def on(lab: Lab) -> Callable[[str], str]:
-    """Return a function that runs a command on the NAS."""
-    return lambda command: lab.on(lab.hosts[0], command, PATIENCE)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from site_lab import Lab, make_inventory, play, read_lab, run_lab, said, switch_off, worked
+from site_lab import Lab, make_inventory, read_lab, run_lab, said, switch_off, worked
 
 NAME = f"zfs{os.getpid()}"
 DISKS = [f"/dev/vd{letter}" for letter in "bcdefg"]
@@ -35,18 +34,6 @@ def lab(inventory: Path) -> Iterator[Lab]:
         yield read_lab(NAME, inventory.parent)
     finally:
         run_lab("down", "--name", NAME)
-
-
-@pytest.fixture(scope="module")
-def playbook(lab: Lab) -> Playbook:
-    """Return a function that runs a playbook with extra variables."""
-    return functools.partial(play, lab)
-
-
-@pytest.fixture(scope="module")
-def on(lab: Lab) -> Callable[[str], str]:
-    """Return a function that runs a command on the NAS."""
-    return lambda command: lab.on(lab.hosts[0], command)
 
 
 @pytest.fixture(scope="module")

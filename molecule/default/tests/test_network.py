@@ -46,11 +46,8 @@ MANAGERS = {
         """,
     "networkd": """
         apt-get -qq install --no-install-recommends systemd-resolved > /dev/null
-        # Its account is younger than the bus, which lets nobody else have the name; it may have
-        # tried so often by now that systemd lets it try no more.
-        systemctl reload dbus && systemctl stop systemd-resolved
-        systemctl reset-failed systemd-resolved || true
-        systemctl start systemd-resolved
+        # Its account is younger than the bus, which lets nobody else have the name.
+        systemctl reload dbus && systemctl restart systemd-resolved
         printf '[Match]\\nName={nic}\\n[Network]\\nAddress={old}/24\\n' \
             > /etc/systemd/network/10-lan.network
         # An address that is there already makes it fail, and end when it is asked to begin again.
