@@ -73,7 +73,8 @@ class Sshd:
     def drop(self) -> None:
         """Cut the connections that there are."""
         for pid, _ in self.sessions():
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it may end by itself, in between
+                os.kill(pid, signal.SIGKILL)
 
     def break_off(self) -> None:
         """Cut a connection, and wait for it first."""
