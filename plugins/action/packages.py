@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Any
 
 from ansible.errors import AnsibleActionFail
@@ -18,6 +20,7 @@ SETTINGS = {
     # The system's own updates may be at work; they are done within minutes.
     "lock_timeout": 300,
 }
+_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")
 
 
 class ActionModule(ActionBase):
@@ -31,6 +34,8 @@ class ActionModule(ActionBase):
         names = self._task.args.get("name")
         if set(self._task.args) != {"name"} or not isinstance(names, str | list) or not names:
             raise AnsibleActionFail(f"packages: name={names!r}: give a list of packages")
+        if self._installed([names] if isinstance(names, str) else names):
+            return result | {"changed": False, "planned": False}
         checking = bool(self._task.check_mode)
         answer: Result = self._execute_module(
             module_name="ansible.builtin.apt",
@@ -41,3 +46,11 @@ class ActionModule(ActionBase):
         if checking and answer.get("failed") and "No package matching" in answer.get("msg", ""):
             answer = {"changed": True}
         return result | answer | {"planned": checking and bool(answer.get("changed"))}
+
+    def _installed(self, names: list[str]) -> bool:
+        """Ask dpkg, which answers at once, whether apt has anything to do."""
+        if not all(_NAME.fullmatch(str(name)) for name in names):
+            return False  # a version, or a pattern
+        look = ["dpkg-query", "--show", "--showformat", r"${db:Status-Status}\n", *names]
+        answer = self._low_level_execute_command(shlex.join(look), sudoable=False)
+        return answer["rc"] == 0 and set(answer["stdout"].split()) == {"installed"}
