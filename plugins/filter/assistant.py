@@ -10,19 +10,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.nas.assistant.plugins.module_utils._cpu import parse_list
+from ansible_collections.nas.assistant.plugins.module_utils._cpu import (
+    for_the_assistant,
+    parse_list,
+)
 
 VARIABLE = "assistant_resources"
 AUTO = "auto"
 MIB = 1 << 20
-# Of the memory, the rest is the NAS's: the same share that preflight counts with.
+# Of the memory, the rest is the NAS's.
 SHARE = 0.6
 # In steps, since the memory that a kernel shows differs a little from one to the next, and other
 # limits make another container.
 STEP = 64 * MIB
-# From so many cores on, one is the NAS's: a token is bound by memory, and three cores exhaust that
-# of a small machine nearly as four do.
-SPARE = 4
 PAGE = 4096
 _SIZE = re.compile(r"([1-9]\d*)([mMgG])")
 _LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
@@ -143,12 +143,8 @@ def _cpuset(value: Any, cpu: Mapping[str, Any]) -> str:
     """Return the list of CPUs; by itself the fast ones, without a core where there are enough."""
     there = sorted(each for core in cpu["siblings"] for each in core)
     if value == AUTO:
-        slow = set(cpu["efficient"])
-        cores = [core for core in cpu["siblings"] if not slow & set(core)] or cpu["siblings"]
-        # Interrupts land on the first one unless somebody moved them. Slow ones are the NAS's.
-        spare = len(cores) >= SPARE and len(cores) == len(cpu["siblings"])
-        spared = cores[1:] if spare else cores
-        return spoken(each for core in spared for each in core)
+        cores = for_the_assistant(cpu["siblings"], cpu["efficient"])
+        return spoken(each for core in cores for each in core)
     text = str(value)
     if not _LIST.fullmatch(text) or not set(parse_list(text)) <= set(there):
         raise _odd("cpuset_cpus", value, f"it is {AUTO}, or some of {spoken(there)}")

@@ -40,6 +40,8 @@ RELEASES = ("12", "13")
 # Bytes of a fast model's own memory beside weights and context: the engine's buffers and the
 # gateway, as measured with small models.
 OVERHEAD = 500 << 20
+# With these drivers, powersave is as fast as is needed at the moment.
+ON_DEMAND = ("intel_pstate", "amd-pstate-epp")
 # Share of the memory's speed that the engine reaches while it writes an answer.
 REACHED = 0.6
 
@@ -50,6 +52,7 @@ def preflight_findings(
     limits: Mapping[str, Any] | None = None,
     ports: Iterable[int] = (),
     installed: bool = False,
+    pending: Iterable[str] = (),
 ) -> list[Finding]:
     """Return what there is to say of a machine, the worst first.
 
@@ -60,9 +63,11 @@ def preflight_findings(
     :param machine: the answer of ``nas.assistant.nas_info``.
     :param facts: ``distribution`` and ``distribution_major_version``, as of ``setup``.
     :param limits: those that differ from ``LIMITS``: memory and room in GB, a link in Mbit/s.
-    :param ports: TCP ports that the proxy wants.
+    :param ports: TCP ports that the proxy wants; none where it is not wanted.
     :param installed: whether the assistant is there already: what it takes is taken, so that little
         room is a warning.
+    :param pending: folders that are to become volumes of a pool: only where one is, is its room of
+        interest.
     :raises AnsibleFilterError: a limit is unknown, or is no number.
     """
     allowed = checked("preflight_limits", limits or {}, LIMITS)
@@ -70,7 +75,7 @@ def preflight_findings(
         *_system(machine, facts),
         *_cpu(machine["cpu"]),
         *_memory(machine, allowed),
-        *_rooms(machine["rooms"], allowed, installed),
+        *_rooms(_of_interest(machine["rooms"], set(pending)), allowed, installed),
         *_drives(machine["drives"], machine["rooms"]),
         *_links(machine["nics"], allowed),
         *_ports(machine, list(ports)),
@@ -89,20 +94,19 @@ def preflight_verdict(findings: Sequence[Finding]) -> str:
 
 
 def preflight_model(
-    machine: Mapping[str, Any], catalogue: Iterable[Mapping[str, Any]], share: float = 0.6
+    machine: Mapping[str, Any], catalogue: Iterable[Mapping[str, Any]], share: int
 ) -> dict[str, Any]:
     """Return the largest model that fits, and the arithmetic.
 
     ``models`` lists all of the catalogue with ``name``, ``weights``, ``context`` (bytes of what is
     remembered for all slots), ``needed`` (bytes in all), ``fits`` and ``tokens`` (a second for one
     client, 0 where the memory's speed was not measured); ``best`` is the name of the largest that
-    fits, or empty; ``share`` the bytes that the assistant may have.
+    fits, or empty; ``share`` as it was given.
 
     :param catalogue: models with ``name``, ``bytes``, ``bytes_per_token`` of context, ``tokens`` of
         context for all slots together.
-    :param share: of the memory, the rest is the NAS's.
+    :param share: bytes that the assistant's container may have.
     """
-    room = int(machine["memory"]["total"] * share)
     speed = machine["bandwidth"] * REACHED
     models = []
     for entry in catalogue:
@@ -115,17 +119,18 @@ def preflight_model(
                 "context": context,
                 "overhead": OVERHEAD,
                 "needed": needed,
-                "fits": needed <= room,
+                "fits": needed <= share,
                 "tokens": round(speed / weights, 1),
             }
         )
     models.sort(key=lambda each: int(each["needed"]))
     fitting = [each["name"] for each in models if each["fits"]]
-    return {"models": models, "share": room, "best": fitting[-1] if fitting else ""}
+    return {"models": models, "share": share, "best": fitting[-1] if fitting else ""}
 
 
 def preflight_lines(report: Mapping[str, Any]) -> list[str]:
-    """Return a report as lines for the console: a table, what to do, and the model that fits."""
+    """Return a report as lines for the console: a table, what to do, the model that fits, and what
+    the site would change."""
     lines = [f"{report['host']}: {report['verdict']}", *table(report["findings"])]
     model = report["model"]
     lines.append(f"a model may have {_gib(model['share'])} here:")
@@ -134,6 +139,12 @@ def preflight_lines(report: Mapping[str, Any]) -> list[str]:
         speed = f", about {each['tokens']:g} tokens/s" if each["tokens"] else ""
         fits = "fits" if each["fits"] else "does not fit"
         lines.append(f"  {each['name']}: {need} = {_gib(each['needed'])}, {fits}{speed}")
+    lines.append(f"  the largest that fits: {model['best'] or 'none of them'}")
+    lines.append("what the site would change:")
+    width = max((len(row["what"]) for row in report["plan"]), default=0)
+    for row in report["plan"]:
+        now = f"{row['now']} -> " if row["now"] else ""
+        lines.append(f"  {row['what'].ljust(width)}  {now}{row['then']}")
     return lines
 
 
@@ -219,9 +230,14 @@ def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
     cores = f"{cpu['cores']} cores, {cpu['count']} threads"
     slow = len(cpu["efficient"])
     yield finding("cores", FIT, f"{cores}, {slow} of them efficient ones" if slow else cores)
-    if cpu["governor"] == "powersave" and architecture == "aarch64":
+    if cpu["governor"] == "powersave" and cpu["frequency_driver"] not in ON_DEMAND:
         yield finding(
-            "governor", NOTE, "powersave", "schedutil", "it holds the CPUs at their lowest speed"
+            "governor",
+            NOTE,
+            "powersave",
+            "schedutil",
+            "it holds the CPUs at their lowest speed",
+            "have the role kernel set it (kernel_governor: schedutil)",
         )
 
 
@@ -258,13 +274,24 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
             "the kernel's memory controller is off",
             "on",
             "a container's memory limit would be taken and ignored, and starve the NAS",
-            "take cgroup_disable=memory out of the kernel's command line and reboot; on a "
-            "Raspberry Pi, add cgroup_enable=memory to the one line of /boot/firmware/cmdline.txt",
+            "have it switched on, with a reboot: ansible-playbook nas.assistant.memory_controller "
+            "-e kernel_memory_controller=true (it is a word on the kernel's command line, which "
+            "Raspberry Pi OS leaves out)",
         )
     swap = machine["memory"]["swap"]
     if swap:
         shown = ", ".join(f"{each['kind']} {each['size'] / GIB:.1f} GiB" for each in swap)
         yield finding("swap", FIT, shown)
+
+
+def _of_interest(
+    rooms: Iterable[Mapping[str, Any]], pending: set[str]
+) -> Iterator[Mapping[str, Any]]:
+    """What is to become a volume lies in another filesystem for now, which need not hold it."""
+    for room in rooms:
+        paths = [path for path in room["paths"] if path not in pending or path == room["mount"]]
+        if paths:
+            yield {**room, "paths": paths}
 
 
 def _rooms(
@@ -316,15 +343,14 @@ def _rooms(
 def _drives(
     drives: Iterable[Mapping[str, Any]], rooms: Iterable[Mapping[str, Any]]
 ) -> Iterator[Finding]:
-    sources = tuple(room["source"] for room in rooms)
+    used = {disk for room in rooms for disk in room["disks"]}
     for drive in drives:
         check = f"disk {drive['name']}"
         about = f"{drive['kind']}, {drive['size'] / 1e9:.0f} GB"
         about += f", {drive['model']}" if drive["model"] else ""
-        used = any(source.startswith(f"/dev/{drive['name']}") for source in sources)
         if drive["health"] in ILL:
             yield finding(check, WARNING, f"{about}, {drive['health']}", "", *ILL[drive["health"]])
-        elif drive["kind"] == "mmc" and used:
+        elif drive["kind"] == "mmc" and drive["name"] in used:
             yield finding(
                 check,
                 WARNING,
@@ -333,9 +359,17 @@ def _drives(
                 "cards wear out under Docker's and a log's writes",
                 "keep Docker and the models on a disk (storage_pools)",
             )
+        elif drive["health"] or drive["kind"] in ("mmc", "virtual"):
+            yield finding(check, FIT, f"{about}, {drive['health']}".removesuffix(", "))
         else:
-            health = drive["health"] or "health not known"
-            yield finding(check, FIT, f"{about}, {health}")
+            yield finding(
+                check,
+                NOTE,
+                f"{about}, it does not say how it is",
+                "",
+                "nobody would know that it is about to fail",
+                "apt install smartmontools; behind some USB bridges it cannot say",
+            )
 
 
 def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import platform
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.nas.assistant.plugins.module_utils import _sysfs as sysfs
@@ -33,6 +33,9 @@ _ENGINE = {
     "sve2": "sve2",
     "sme": "sme",
 }
+# From so many cores on, one is the NAS's: a token is bound by memory, and three cores exhaust that
+# of a small machine nearly as four do.
+_SPARE = 4
 _CRYPTO = {"aes": "aes", "sha_ni": "sha256", "sha2": "sha256", "vaes": "vaes", "sha512": "sha512"}
 
 
@@ -46,6 +49,8 @@ class Cpu:
     :param efficient: those among them that are slower than the others, as of big.LITTLE.
     :param siblings: CPUs that share a core, by core; of those that are there.
     :param features: what speeds the engine up. ``crypto``: what speeds encryption up.
+    :param governor: of the first CPU's frequency; empty where there is none, as in a guest.
+    :param frequency_driver: of the same; what ``powersave`` means hangs on it.
     """
 
     architecture: str
@@ -58,6 +63,7 @@ class Cpu:
     features: tuple[str, ...]
     crypto: tuple[str, ...]
     governor: str
+    frequency_driver: str = ""
 
 
 def parse_list(text: str) -> tuple[int, ...]:
@@ -95,6 +101,18 @@ def slower(capacities: Mapping[int, int]) -> tuple[int, ...]:
     return tuple(sorted(cpu for cpu, value in capacities.items() if value < 0.8 * most))
 
 
+def for_the_assistant(
+    siblings: Sequence[Sequence[int]], efficient: Sequence[int]
+) -> list[Sequence[int]]:
+    """Return the cores that the assistant has by itself, each with its CPUs: the fast ones, without
+    the first where there are enough, since interrupts land there unless somebody moved them."""
+    slow = set(efficient)
+    cores = [core for core in siblings if not slow & set(core)] or list(siblings)
+    # Where there are slow ones, those are the NAS's.
+    spare = len(cores) >= _SPARE and len(cores) == len(siblings)
+    return cores[1:] if spare else cores
+
+
 def read(root: str = "/") -> Cpu:
     """Look at the processor.
 
@@ -128,4 +146,5 @@ def read(root: str = "/") -> Cpu:
         features=named(flags, _ENGINE),
         crypto=named(flags, _CRYPTO),
         governor=sysfs.text(folder, "cpu0/cpufreq/scaling_governor"),
+        frequency_driver=sysfs.text(folder, "cpu0/cpufreq/scaling_driver"),
     )

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ansible_collections.nas.assistant.plugins.module_utils._block import stable_name
+from ansible_collections.nas.assistant.plugins.module_utils._block import disks, stable_name
 from ansible_collections.nas.assistant.plugins.module_utils._btrfs import unescaped
 from ansible_collections.nas.assistant.plugins.module_utils._commands import answer
 
@@ -22,6 +22,8 @@ _NO_DISKS = ("zram", "ram", "loop", "zd", "nbd", "sr", "fd", "mtdblock")
 # Of an eMMC, what the firmware is in, beside the disk itself.
 _NO_DISK_PARTS = ("boot0", "boot1", "rpmb")
 _WORN = 90  # percent of the writes that an SSD was made for
+# Sectors that a disk could not read, of its attributes: those to be tried again, those given up.
+_UNREADABLE = (197, 198)
 _HOT = 0x02  # of NVMe's warnings, the one that means no damage
 _PATIENCE = 30  # seconds; a good disk answers within one
 
@@ -34,8 +36,9 @@ class Drive:
     :param stable: a name below ``/dev/disk/by-id``; empty where it has none.
     :param kind: ``hdd``, ``ssd``, ``nvme``, ``mmc``, ``virtual``, or ``usb`` whatever is behind it.
     :param size: bytes.
-    :param health: ``good``, ``hot``, ``worn`` (an SSD near its end), ``failing``, ``silent`` (it
-        was asked and did not answer), or empty where it says nothing or nobody asked.
+    :param health: ``good``, ``hot``, ``worn`` (an SSD near its end), ``unreadable`` (in places),
+        ``failing``, ``silent`` (it was asked and did not answer), or empty where it says nothing or
+        nobody asked.
     :param temperature: degrees Celsius; 0 where unknown.
     """
 
@@ -52,7 +55,8 @@ class Drive:
 @dataclass(frozen=True)
 class Room:
     """A filesystem in use; sizes in bytes, ``free`` of them for everybody. ``paths``: those that
-    were asked for and lie in it."""
+    were asked for and lie in it. ``disks``: the kernel's names of those below it, as far as it
+    tells; of a Btrfs with several, those of one device."""
 
     mount: str
     source: str
@@ -61,6 +65,7 @@ class Room:
     free: int
     read_only: bool
     paths: tuple[str, ...]
+    disks: tuple[str, ...] = ()
 
 
 def kind(device: Mapping[str, Any]) -> str:
@@ -108,12 +113,21 @@ def parse_smart(text: str) -> tuple[str, int]:
     warning = log.get("critical_warning") or 0
     if warning & ~_HOT or (passed is False and not warning):
         return "failing", temperature
+    if _unreadable(found):
+        return "unreadable", temperature
     if warning:
         return "hot", temperature
     used = max(log.get("percentage_used") or 0, _ata_used(found))
     if used >= _WORN:
         return "worn", temperature
     return "good" if passed else "", temperature
+
+
+def _unreadable(found: Mapping[str, Any]) -> bool:
+    """Whether a disk counts sectors that it could not read."""
+    rows = (found.get("ata_smart_attributes") or {}).get("table") or []
+    counts = [(row.get("raw") or {}).get("value") for row in rows if row.get("id") in _UNREADABLE]
+    return any(counts)
 
 
 def _ata_used(found: Mapping[str, Any]) -> int:
@@ -177,4 +191,15 @@ def _room(point: str, mount: tuple[str, str, bool], paths: Sequence[str]) -> Roo
     size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
     # What is no text cannot be told.
     shown = point.encode(errors="surrogateescape").decode(errors="replace")
-    return Room(shown, source, type_, size, free, read_only, tuple(paths))
+    below = tuple(sorted(_below(point, source)))
+    return Room(shown, source, type_, size, free, read_only, tuple(paths), below)
+
+
+def _below(point: str, source: str) -> frozenset[str]:
+    """Return the disks that a filesystem lies on. Its own number is asked first: a source such as
+    ``/dev/root`` is no device."""
+    number = os.stat(point).st_dev
+    node = f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
+    if os.path.exists(node):
+        return frozenset(disks(node))
+    return frozenset(disks(source)) if source.startswith("/dev/") else frozenset()

@@ -24,11 +24,14 @@ _VENDORS = (
     ("Raspberry Pi OS", "etc/rpi-issue"),
 )
 _DISPLAY, _PROCESSING = "0x03", "0x12"  # PCI classes
-_MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
+_MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x1022": "AMD", "0x8086": "Intel"}
 # Of Coral's Edge TPU: on PCI; on USB before its firmware is loaded, and after.
 _CORAL_PCI = ("0x1ac1", "0x089a")
 _CORAL_USB = (("1a6e", "089a"), ("18d1", "9302"))
 _HAILO = "0x1e60"
+# AMD's XDNA says that it processes signals.
+_XDNA = (("0x1022", "0x1502"), ("0x1022", "0x17f0"))
+_ENGINE = re.compile(r"version (\S+?),? ")
 _PROGRAM = re.compile(r'"([^"]+)",pid=')
 
 
@@ -93,7 +96,7 @@ def accelerators(root: str = "/") -> list[Accelerator]:
         elif class_.startswith(_DISPLAY) and maker in _MAKERS:
             node = sysfs.first(place, "drm/renderD*")
             found.append(Accelerator("gpu", name, f"/dev/dri/{node}" if node else ""))
-        elif class_.startswith(_PROCESSING):
+        elif class_.startswith(_PROCESSING) or (maker, sysfs.text(place, "device")) in _XDNA:
             node = sysfs.first(place, "accel/accel*")
             found.append(Accelerator("npu", name, f"/dev/accel/{node}" if node else ""))
     for place in sorted(glob.glob(os.path.join(root, "sys/bus/usb/devices/*"))):
@@ -113,6 +116,12 @@ def accelerators(root: str = "/") -> list[Accelerator]:
 def listeners() -> list[Listener]:
     """Look who listens."""
     return parse_listeners(answer(["ss", "-Hlntp"]))
+
+
+def engine() -> str:
+    """Return the version of Docker's client; empty where there is none."""
+    found = _ENGINE.search(answer(["docker", "--version"]))
+    return found[1] if found else ""
 
 
 def virtualisation() -> str:

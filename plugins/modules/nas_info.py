@@ -30,11 +30,11 @@ options:
       answer.
     type: list
     elements: str
-    choices: [cpu, memory, cgroup, drives, rooms, nics, accelerators, listeners, vendor,
+    choices: [cpu, memory, cgroup, drives, rooms, nics, accelerators, listeners, vendor, engine,
       virtualisation, tpm, clock_is_set]
   measure:
     description: Whether to measure how fast memory is read, which takes about a second and an
-      eighth of the memory that is free, at most 64 MiB for each core.
+      eighth of the memory that is free, at most 64 MiB for each core that the assistant would have.
     type: bool
     default: false
 """
@@ -53,7 +53,8 @@ cpu:
     - C(architecture) and C(model); C(bits) of programs; C(count) of CPUs and C(cores), with
       C(siblings), the CPUs of each core; those that are C(efficient), and slower.
     - C(features) that speed a model up, such as V(avx2) or V(dotprod); C(crypto) that speeds
-      encryption up; C(governor) of its frequency, empty where there is none.
+      encryption up; C(governor) of its frequency and the kernel's C(frequency_driver), empty where
+      there is none.
   type: dict
   returned: success
 memory:
@@ -62,7 +63,8 @@ memory:
   type: dict
   returned: success
 bandwidth:
-  description: Bytes of memory that all cores together read in a second; 0 unless asked for.
+  description: Bytes of memory that the cores of the assistant together read in a second; 0 unless
+    asked for, and where there was too much else to do.
   type: int
   returned: success
 cgroup:
@@ -71,14 +73,15 @@ cgroup:
   returned: success
 drives:
   description: Disks, each with C(name), C(stable) (a name that lasts), C(kind), C(size) in bytes,
-    C(model), C(read_only), C(health) (V(good), V(hot), V(worn), V(failing), V(silent) where it
-    was asked and did not answer, or empty where it does not say), C(temperature).
+    C(model), C(read_only), C(health) (V(good), V(hot), V(worn), V(unreadable), V(failing),
+    V(silent) where it was asked and did not answer, or empty where it does not say),
+    C(temperature).
   type: list
   elements: dict
   returned: success
 rooms:
   description: Filesystems that O(paths) lie in, each with C(mount), C(source), C(type), C(size),
-    C(free), C(read_only), and the C(paths) that lie in it.
+    C(free), C(read_only), the C(paths) that lie in it, and the C(disks) that it lies on.
   type: list
   elements: dict
   returned: success
@@ -103,6 +106,10 @@ vendor:
     plain distribution.
   type: str
   returned: success
+engine:
+  description: Version of Docker; empty where there is none.
+  type: str
+  returned: success
 virtualisation:
   description: What the machine is a part of, such as V(kvm); empty for metal.
   type: str
@@ -118,6 +125,7 @@ clock_is_set:
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
@@ -132,7 +140,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 
 PARTS = (
     *("cpu", "memory", "cgroup", "drives", "rooms", "nics", "accelerators", "listeners"),
-    *("vendor", "virtualisation", "tpm", "clock_is_set"),
+    *("vendor", "engine", "virtualisation", "tpm", "clock_is_set"),
 )
 
 
@@ -148,13 +156,22 @@ def look(paths: list[str], measure: bool, parts: Sequence[str]) -> dict[str, obj
         "accelerators": lambda: [asdict(each) for each in system.accelerators()],
         "listeners": lambda: [asdict(each) for each in system.listeners()],
         "vendor": system.vendor,
+        "engine": system.engine,
         "virtualisation": system.virtualisation,
         "tpm": system.tpm,
         "clock_is_set": system.clock_is_set,
     }
     found = {part: readers[part]() for part in parts}
-    speed = bandwidth.measure(cpu.read().cores, memory.read().available) if measure else 0
-    return {**found, "bandwidth": speed}
+    return {**found, "bandwidth": speed() if measure else 0}
+
+
+def speed() -> int:
+    """Return the bandwidth; 0 where it cannot be measured, as on a machine that is too busy."""
+    found = cpu.read()
+    cores = cpu.for_the_assistant(found.siblings, found.efficient)
+    with suppress(OSError, RuntimeError):
+        return bandwidth.measure([core[0] for core in cores], memory.read().available)
+    return 0
 
 
 def main() -> None:

@@ -23,6 +23,10 @@ ILL = {
         "it did not say how it is within 30 s",
         "see what the kernel says of it (journalctl -k), and have a copy of what is on it",
     ),
+    "unreadable": (
+        "it has places that it cannot read any more",
+        "have a copy of what is on it, and replace it",
+    ),
     "hot": ("it says that it is too hot", "give it air: heat makes it slow, and shortens its life"),
     "worn": (
         "it has nearly as many writes behind it as it was made for",
@@ -46,14 +50,17 @@ def finding(
 
 
 def table(findings: Sequence[Finding]) -> list[str]:
-    """Return findings as lines for the console; below each what to do, where there is something."""
+    """Return findings as lines for the console; below each why it matters and what to do, where
+    there is something."""
     widths = [max(len(each[key]) for each in findings) for key in ("verdict", "check")]
     lines = []
     for each in findings:
         verdict, check = each["verdict"].ljust(widths[0]), each["check"].ljust(widths[1])
-        lines.append(f"  {verdict}  {check}  {each['value']}".rstrip())
-        if each["remedy"]:
-            lines.append(f"  {' ' * widths[0]}  {' ' * widths[1]}  {_because(each)}")
+        because = _because(each)
+        limit = f", wanted {each['limit']}" if because and each["limit"] else ""
+        lines.append(f"  {verdict}  {check}  {each['value']}{limit}".rstrip())
+        if because:
+            lines.append(f"  {' ' * widths[0]}  {' ' * widths[1]}  {because}")
     return lines
 
 
@@ -81,4 +88,4 @@ def limits(
 
 
 def _because(found: Finding) -> str:
-    return f"{found['reason']}: {found['remedy']}"
+    return ": ".join(each for each in (found["reason"], found["remedy"]) if each)

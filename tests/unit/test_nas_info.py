@@ -223,6 +223,19 @@ def test_what_is_no_disk_is_left_out() -> None:
             },
             ("worn", 0),
         ),
+        (
+            {
+                "smart_status": {"passed": True},
+                "ata_smart_attributes": {
+                    "table": [
+                        {"id": 5, "raw": {"value": 8}},
+                        {"id": 197, "raw": {"value": 16}},
+                        {"id": 198, "raw": {"value": 0}},
+                    ]
+                },
+            },
+            ("unreadable", 0),
+        ),
         # It sleeps, or is behind a bridge that does not pass the question on.
         ({"smartctl": {"exit_status": 2}}, ("", 0)),
     ],
@@ -346,6 +359,9 @@ def test_accelerators(tmp_path: Path) -> None:
         f"{pci}:0b.0/class": "0x120000",
         f"{pci}:0b.0/vendor": "0x8086",
         f"{pci}:0b.0/device": "0x7d1d",
+        f"{pci}:0b.1/class": "0x118000",
+        f"{pci}:0b.1/vendor": "0x1022",
+        f"{pci}:0b.1/device": "0x1502",
         f"{pci}:0c.0/class": "0x0880ff",
         f"{pci}:0c.0/vendor": "0x1ac1",
         f"{pci}:0c.0/device": "0x089a",
@@ -360,11 +376,20 @@ def test_accelerators(tmp_path: Path) -> None:
     assert [(each.kind, each.name, each.device) for each in system.accelerators(root)] == [
         ("gpu", "Intel 0x46d1", "/dev/dri/renderD128"),
         ("npu", "Intel 0x7d1d", ""),
+        ("npu", "AMD 0x1502", ""),
         ("coral", "Coral Edge TPU", "/dev/apex_0"),
         ("coral", "Coral Edge TPU", "/dev/bus/usb/002/003"),
     ]
     assert system.tpm(root) == "2"
     assert system.tpm(str(tmp_path / "proc")) == ""
+
+
+def test_the_version_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "Docker version 20.10.24+dfsg1, build 297e128\n"
+    monkeypatch.setattr(system, "answer", lambda _: said)
+    assert system.engine() == "20.10.24+dfsg1"
+    said = ""
+    assert system.engine() == ""
 
 
 def test_a_disk_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,4 +412,5 @@ def test_nothing_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_bandwidth() -> None:
     # More than there are would wait for each other for ever. No memory is faster, nor any so slow.
-    assert 1e8 < bandwidth.measure(64, 1 << 28) < 1e13
+    assert 1e8 < bandwidth.measure(range(64), 1 << 28) < 1e13
+    assert bandwidth.measure([], 1 << 28) == 0

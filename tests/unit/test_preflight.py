@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.nas.assistant.plugins.filter import preflight
+from ansible_collections.nas.assistant.plugins.filter import preflight, preflight_plan
 
 GIB = 1 << 30
 DEBIAN = {"distribution": "Debian", "distribution_major_version": "12"}
@@ -30,6 +30,7 @@ def machine(**more: Any) -> dict[str, Any]:
             "features": ["avx2"],
             "crypto": ["aes"],
             "governor": "performance",
+            "frequency_driver": "acpi-cpufreq",
         },
         "memory": {"total": int(7.6 * GIB), "available": 6 * GIB, "swap": []},
         "bandwidth": 20_000_000_000,
@@ -40,6 +41,7 @@ def machine(**more: Any) -> dict[str, Any]:
         "accelerators": [],
         "listeners": [{"port": 443, "address": "::", "program": "nginx"}],
         "vendor": "",
+        "engine": "",
         "virtualisation": "",
         "tpm": "2",
         "clock_is_set": True,
@@ -53,6 +55,7 @@ def room(free: float, **more: Any) -> dict[str, Any]:
     there: dict[str, Any] = {"mount": "/", "source": "/dev/sda1", "type": "ext4"}
     there["size"] = 200 * GIB
     there |= {"free": int(free * GIB), "read_only": False, "paths": ["/", "/var/lib/docker"]}
+    there["disks"] = ["sda"]
     return {**there, **more}
 
 
@@ -92,6 +95,9 @@ def test_a_good_one_has_nothing_said_of_it() -> None:
         ({"drives": [{**DISK, "health": "failing"}]}, "disk sda", "warning"),
         ({"rooms": [room(1.5, paths=["/"])]}, "room in /", "unfit"),
         ({"drives": [{**DISK, "health": "worn"}]}, "disk sda", "warning"),
+        ({"drives": [{**DISK, "health": "unreadable"}]}, "disk sda", "warning"),
+        ({"drives": [{**DISK, "health": ""}]}, "disk sda", "note"),
+        ({"cpu": {"governor": "powersave"}}, "governor", "note"),
         ({"drives": [{**DISK, "health": "hot"}]}, "disk sda", "warning"),
         ({"drives": [{**DISK, "health": "silent"}]}, "disk sda", "warning"),
         ({"drives": [{**DISK, "kind": "mmc"}]}, "disk sda", "warning"),
@@ -139,9 +145,24 @@ def test_who_listens_elsewhere_is_in_nobodys_way() -> None:
 
 
 def test_a_system_disk_may_be_small_and_a_card_idle() -> None:
-    rooms = [room(5, paths=["/"]), room(900, mount="/srv/tank", source="/dev/sdb")]
+    rooms = [room(5, paths=["/"]), room(900, mount="/srv/tank", disks=["sdb"])]
     card = {**DISK, "name": "mmcblk0", "kind": "mmc"}
     assert preflight.preflight_verdict(judged(machine(rooms=rooms, drives=[card]))) == "fit"
+
+
+def test_powersave_is_no_crawl_with_every_driver() -> None:
+    found = judged(machine(cpu={"governor": "powersave", "frequency_driver": "intel_pstate"}))
+    assert {each["verdict"] for each in found} == {"fit"}
+
+
+def test_a_volume_that_is_to_come_needs_no_room_where_its_folder_is_now() -> None:
+    tight = room(1, paths=["/var/lib/docker"], mount="/var")
+    made = room(1, paths=["/var/lib/docker"], mount="/var/lib/docker")
+    for rooms, verdict in (([tight], "fit"), ([made], "unfit")):
+        found = preflight.preflight_findings(
+            machine(rooms=rooms), DEBIAN, {}, [], False, ["/var/lib/docker"]
+        )
+        assert preflight.preflight_verdict(found) == verdict
 
 
 def test_a_port_is_named_once_and_openmediavaults_page_noted() -> None:
@@ -175,14 +196,14 @@ def test_the_largest_model_that_fits() -> None:
         {"name": "large", "bytes": 2_500_000_000, "bytes_per_token": 147456, "tokens": 16384},
         {"name": "small", "bytes": 1_000_000_000, "bytes_per_token": 28672, "tokens": 16384},
     ]
-    found = preflight.preflight_model(machine(), catalogue, 0.6)
+    found = preflight.preflight_model(machine(), catalogue, int(4.5 * GIB))
     assert found["best"] == "small"
     small, large = found["models"]
     assert small["needed"] == small["weights"] + small["context"] + small["overhead"]
     assert (small["fits"], large["fits"]) == (True, False)
     assert small["tokens"] == 12
-    assert preflight.preflight_model(machine(), catalogue, 0.8)["best"] == "large"
-    nothing = preflight.preflight_model(machine(bandwidth=0), catalogue, 0.1)
+    assert preflight.preflight_model(machine(), catalogue, 6 * GIB)["best"] == "large"
+    nothing = preflight.preflight_model(machine(bandwidth=0), catalogue, GIB)
     assert (nothing["best"], nothing["models"][0]["tokens"]) == ("", 0)
 
 
@@ -190,16 +211,73 @@ def test_lines_and_sentences() -> None:
     found = machine(memory={"total": 2 * GIB})
     findings = judged(found)
     catalogue = [{"name": "small", "bytes": GIB, "bytes_per_token": 0, "tokens": 0}]
-    model = preflight.preflight_model(found, catalogue, 0.5)
+    model = preflight.preflight_model(found, catalogue, GIB)
+    plan = [{"what": "Docker", "now": "none", "then": "installed"}]
     report = {"host": "nas1", "verdict": "unfit", "findings": findings, "model": model}
-    lines = preflight.preflight_lines(report)
+    lines = preflight.preflight_lines({**report, "plan": plan})
     assert lines[0] == "nas1: unfit"
-    assert lines[1].split() == ["unfit", "memory", "2.0", "GiB"]
+    assert lines[1].split() == ["unfit", "memory", "2.0", "GiB,", "wanted", "4", "GB"]
     assert lines[2].split()[-1] == "machine"
-    assert lines[-1].endswith(
-        "1.0 GiB + 0.0 GiB + 0.5 GiB = 1.5 GiB, does not fit, about 11.2 tokens/s"
-    )
+    assert lines[-4:] == [
+        "  small: 1.0 GiB + 0.0 GiB + 0.5 GiB = 1.5 GiB, does not fit, about 11.2 tokens/s",
+        "  the largest that fits: none of them",
+        "what the site would change:",
+        "  Docker  none -> installed",
+    ]
     assert preflight.sentence(findings[0]) == (
         "memory: 2.0 GiB, wanted 4 GB; a model and the NAS together do not fit: add memory, or "
         "take another machine."
     )
+
+
+WANTED: dict[str, Any] = {
+    "pools": [
+        {"name": "own", "uuid": "0f3c", "volumes": []},
+        {"name": "tank", "devices": ["/dev/sdb", "/dev/sdc"], "format": True},
+        {"name": "made", "devices": ["/dev/sdd"]},
+    ],
+    "ssh": {"port": 2222, "account": "nasadmin"},
+    "firewall": [{"service": "https"}, {"name": "game", "ports": [4000]}],
+    "network": {"interfaces": [{"name": "eth0"}], "mdns": True, "upnp": [{"external_port": 443}]},
+    "kernel": {"parameters": 24, "swap": {"kind": "zram", "size": "2G"}},
+    "docker": True,
+    "limits": {"memory": 2 * GIB, "cpuset_cpus": "1-3"},
+    "ports": [443, 80],
+    "copies": [{"name": "offsite"}],
+}
+OFF: dict[str, Any] = {
+    "pools": [],
+    "ssh": {},
+    "firewall": None,
+    "network": {},
+    "kernel": {},
+    "docker": False,
+    "limits": {},
+    "ports": [],
+    "copies": [],
+}
+
+
+def test_what_the_site_would_change() -> None:
+    listeners = [{"port": 22, "address": each, "program": "sshd"} for each in ("0.0.0.0", "::")] + [
+        {"port": 445, "address": "::", "program": "smbd"}
+    ]
+    rows = preflight_plan.preflight_plan(
+        machine(listeners=listeners, engine="20.10.24+dfsg1"), WANTED
+    )
+    assert [tuple(row.values()) for row in rows] == [
+        ("pool own", "UUID 0f3c", "taken as it is, with what is in it"),
+        ("pool tank", "/dev/sdb, /dev/sdc", "formatted, if nothing is on them"),
+        ("SSH", "port 22", "port 2222, nasadmin with a key, nobody else"),
+        ("firewall", "programs listen at 2 ports", "only SSH, https, game from outside"),
+        ("address of eth0", "", "as network_interfaces says"),
+        ("name", "", "announced on the network (Avahi)"),
+        ("router", "", "port 443 opened to the world (UPnP)"),
+        ("kernel", "", "24 parameters, and the queues of disks"),
+        ("swap", "none", "zram 2G"),
+        ("Docker", "20.10.24+dfsg1", "kept, with some settings more"),
+        ("assistant's container", "7.6 GiB, 4 CPUs", "at most 2.0 GiB, on CPUs 1-3"),
+        ("Nginx", "none", "port 443 and 80"),
+        ("copy offsite", "", "made by timers, with restic"),
+    ]
+    assert preflight_plan.preflight_plan(machine(), OFF) == []
