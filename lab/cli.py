@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("vm", _vm, "make a lab of one NAS run that is a virtual machine")
     lab(sub, "vm")
     sub.add_argument("--cpu", default="max", help="a model that QEMU knows (max)")
+    sub.add_argument(
+        "--memory", type=int, default=4096, metavar="MIB", help="of the machine (4096)"
+    )
+    sub.add_argument("--append", default="", metavar="TEXT", help="to the kernel's command line")
     sub.add_argument("--zfs", action="store_true", help="with ZFS, compiled for its kernel")
     sub.add_argument("--scsi", action="store_true", help="with two SCSI disks more, one that turns")
 
@@ -142,6 +146,8 @@ def _vm(options: argparse.Namespace) -> None:
             inventory=options.inventory,
             image="vm-zfs" if options.zfs else "vm",
             scsi=options.scsi,
+            memory=options.memory,
+            append=options.append,
         )
     )
 

@@ -26,7 +26,6 @@ from lab.progress import say, step
 from lab.run import run
 
 _QEMU = "qemu-system-x86_64"
-_MEMORY = "4096"  # MiB; with less, the preflight refuses it
 _ROOT_SIZE = "8G"  # sparse
 _KVM_PATIENCE = 60  # seconds; a boot takes 5 s where KVM works, and some machines hang in it
 _PATIENCE = 400  # seconds; an emulated boot takes 50 s on an idle machine
@@ -48,6 +47,13 @@ class Wish:
     inventory: Path | None
     image: str = "vm"
     scsi: bool = False
+    memory: int = 4096  # MiB; with less, the preflight refuses it
+    append: str = ""  # to the kernel's command line
+
+    @property
+    def hardware(self) -> str:
+        """What one that runs cannot be changed in."""
+        return f"{self.cpu} {self.memory} {self.append}"
 
 
 @dataclass(frozen=True)
@@ -198,11 +204,11 @@ def _resolver() -> str:
 
 
 def _ensure_running(vm: Vm, wish: Wish, files: list[Path]) -> None:
-    """Leave it, or start it; one that runs with another CPU is shut down first."""
+    """Leave it, or start it; one that runs with other hardware is shut down first."""
     chosen = vm.folder / "accelerator"
     runs = {pid for pid, file in running(vm.folder).items() if file == vm.pid_file}
-    with_cpu = vm.folder / "cpu"
-    if runs and with_cpu.read_text(encoding="utf-8") == wish.cpu:
+    hardware = vm.folder / "hardware"
+    if runs and hardware.read_text(encoding="utf-8") == wish.hardware:
         _attach(vm)
         return
     for pid in runs:
@@ -213,7 +219,7 @@ def _ensure_running(vm: Vm, wish: Wish, files: list[Path]) -> None:
         guess = accelerator == "kvm" and not known
         if not _start(vm, wish, accelerator, files, check=not guess):
             continue
-        with_cpu.write_text(wish.cpu, encoding="utf-8")
+        hardware.write_text(wish.hardware, encoding="utf-8")
         if _logs_in(vm, _KVM_PATIENCE if guess else _PATIENCE):
             chosen.write_text(accelerator, encoding="utf-8")
             return
@@ -228,10 +234,10 @@ def _start(vm: Vm, wish: Wish, accelerator: str, files: list[Path], *, check: bo
     cpu = "host" if (accelerator, wish.cpu) == ("kvm", "max") else wish.cpu
     argv: list[str | Path] = [
         *(_QEMU, "-nodefaults", "-display", "none", "-machine", "q35", "-smp", "2"),
-        *("-m", _MEMORY, "-cpu", cpu),
+        *("-m", str(wish.memory), "-cpu", cpu),
         *("-accel", "tcg,thread=multi" if accelerator == "tcg" else accelerator),
         *("-kernel", vm.folder / "vmlinuz", "-initrd", vm.folder / "initrd.img"),
-        *("-append", "root=/dev/vda rw console=ttyS0 panic=5"),
+        *("-append", f"root=/dev/vda rw console=ttyS0 panic=5 {wish.append}".rstrip()),
         *("-serial", f"file:{vm.folder / 'console.log'}", "-device", "virtio-rng-pci"),
         *(word for disk in drives for word in ("-drive", _drive(disk))),
         *(_scsi(vm) if wish.scsi else ()),
@@ -283,7 +289,7 @@ def _logs_in(vm: Vm, patience: float) -> bool:
 
 def _shut_down(vm: Vm, pid: int) -> None:
     """As its power button does; as a power cut where that does not help."""
-    say(f"{vm.lab} runs with another CPU: shutting it down")
+    say(f"{vm.lab} runs with other hardware: shutting it down")
     ssh.as_root(paths.lab(vm.lab), vm.address, "systemctl poweroff")
     if not _wait_for_end(pid, _OFF_PATIENCE):
         stop_below(vm.folder)
