@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""How late answers are while the NAS is busy, with and without the container's CPU set and weights.
+"""How late answers are while the NAS is busy, with and without the container's CPU set, weight and
+rank at the disk.
 
     python tests/bench/bench_neighbour.py RESULT.json
 
-A lab NAS gets busy with programs that count and others that read more than fits beside them, and is
-asked short questions all the while, one after the other. The limits are changed in the running
-container by `docker update`, in turns, so that another load on the machine hits all of them. Trust
-the ratios. The lab's memory is the whole machine's, so the reserve is tried by reading through a
-control group that is as small as a NAS.
+A lab NAS gets busy with programs that count, read and write past the cache, more of them than it
+has CPUs, and is asked short questions all the while, one after the other. What the container may
+have is changed by the role (``assistant_resources``), so that the engine's threads follow it, and
+the settings take turns, so that another load on the machine hits all of them. Trust the ratios. The
+lab's control groups are version 1, and its memory is the whole machine's: how memory that runs out
+is survived, tests/vm/test_vm.py and bench_pressure.py show.
 """
 
 from __future__ import annotations
@@ -28,25 +30,27 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from site_lab import Lab, blank  # noqa: E402
 
 NAME = "benchneighbour"
-ROUNDS, QUESTIONS = 4, 15
+ROUNDS, QUESTIONS = 3, 50
 TOKENS = 8
 CPUS = os.cpu_count() or 1
-# As many as there are CPUs, twice: more than the NAS has room for.
-NEIGHBOURS = 2 * CPUS
-EVERYWHERE = f"0-{CPUS - 1}"
-# By `docker update`: weight of the container, its CPUs. 1024 is a service's.
-SETTINGS = {
-    "as it comes": (1024, EVERYWHERE),
-    "four times the weight": (4096, EVERYWHERE),
-    "a quarter of the weight": (256, EVERYWHERE),
-    "one CPU fewer": (1024, f"1-{CPUS - 1}" if CPUS > 2 else str(CPUS - 1)),
-    "both": (4096, f"1-{CPUS - 1}" if CPUS > 2 else str(CPUS - 1)),
+# Of each kind as many as there are CPUs: more than the NAS has room for.
+NEIGHBOURS = CPUS
+FEWER = f"1-{CPUS - 1}" if CPUS > 2 else str(CPUS - 1)
+# What a container has that nobody gave anything; Docker's weight is 1024, the usual rank 4.
+PLAIN = {"cpuset_cpus": f"0-{CPUS - 1}", "cpu_shares": 1024, "io_priority": 4}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as Docker has it": PLAIN,
+    "as the role has it": {},
+    "four times the weight": {**PLAIN, "cpu_shares": 4096},
+    "a quarter of the weight": {**PLAIN, "cpu_shares": 256},
+    "one CPU fewer": {**PLAIN, "cpuset_cpus": FEWER},
+    "one CPU fewer, four times": {**PLAIN, "cpuset_cpus": FEWER, "cpu_shares": 4096},
 }
-BUSY = (
-    "systemd-run --quiet --unit=busy-count@{n} sh -c 'while :; do sha256sum /dev/zero; done'; "
-    "systemd-run --quiet --unit=busy-read@{n} sh -c "
-    "'while :; do dd if=/srv/big of=/dev/null bs=1M iflag=direct; done'"
-)
+BUSY = {
+    "count": "while :; do sha256sum /dev/zero; done",
+    "read": "while :; do dd if=/srv/big of=/dev/null bs=1M iflag=direct; done",
+    "write": "while :; do dd if=/dev/zero of=/srv/$0 bs=1M count=256 oflag=direct; done",
+}
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -70,23 +74,31 @@ def ask(lab: Lab) -> list[float]:
     return found
 
 
+def allow(lab: Lab, resources: dict[str, Any]) -> None:
+    """Have the role give the container other limits than the lab's."""
+    wish = {"assistant_resources": {"memory": "1g", **resources}}
+    lab.site("--extra-vars", json.dumps(wish), playbook="assistant")
+
+
 def measure(lab: Lab) -> dict[str, Any]:
     """All settings in turns, while the NAS is busy; and without any neighbour, to compare with."""
     host = lab.hosts[0]
-    quiet = ask(lab)
+    quiet = [seconds for _ in range(ROUNDS) for seconds in ask(lab)]
     lab.on(host, "dd if=/dev/urandom of=/srv/big bs=1M count=512 status=none")
-    for number in range(NEIGHBOURS):
-        lab.on(host, BUSY.format(n=number))
     times: dict[str, list[float]] = {name: [] for name in SETTINGS}
-    try:
-        for _ in range(ROUNDS):
-            for name, (shares, cpus) in SETTINGS.items():
-                options = f"--cpu-shares {shares} --cpuset-cpus {cpus}"
-                lab.on(host, f"docker update {options} nas-assistant")
+    for _ in range(ROUNDS):
+        for name, resources in SETTINGS.items():
+            allow(lab, resources)
+            for kind, what in BUSY.items():
+                for number in range(NEIGHBOURS):
+                    unit = f"busy-{kind}{number}"
+                    lab.on(host, f"systemd-run -q --unit={unit} sh -c '{what}' {unit}")
+            try:
                 times[name] += ask(lab)
-    finally:
-        lab.on(host, "systemctl stop 'busy-*'")
-    usual = statistics.median(times["as it comes"]), percentile(times["as it comes"], 0.99)
+            finally:
+                lab.on(host, "systemctl stop 'busy-*'")
+    first = times[next(iter(SETTINGS))]
+    usual = statistics.median(first), percentile(first, 0.99)
     rows = {"no neighbour": quiet, **times}
     return {
         name: {
@@ -104,7 +116,7 @@ def main() -> int:
     with blank(NAME) as lab:
         lab.site()
         rows = measure(lab)
-    found = {"cpus": CPUS, "neighbours": 2 * NEIGHBOURS, "latency": rows}
+    found = {"cpus": CPUS, "neighbours": len(BUSY) * NEIGHBOURS, "latency": rows}
     for name, row in rows.items():
         print(f"{name:26} p50 {row['p50_ms']:6} ms {row['p50_ratio']:5}   "
               f"p99 {row['p99_ms']:6} ms {row['p99_ratio']:5}")  # fmt: skip
