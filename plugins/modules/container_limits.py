@@ -15,6 +15,8 @@ description:
     image's command C(limits).
   - Fails where something that was asked for is not in force. An image that has no such command is
     warned of.
+  - Under cgroups v2 a runtime makes weights of CPU shares by one of two formulas; that of either is
+    taken.
 author:
   - The nas.assistant contributors
 extends_documentation_fragment: [nas.assistant.looks_only]
@@ -44,7 +46,8 @@ found:
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -71,25 +74,68 @@ def differences(wish: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     }
     if int(wish["memory_reservation"]):
         expected["memory_reservation"] = int(wish["memory_reservation"])
-    # Under version 2, each runtime has a formula of its own.
-    if found["version"] == 1 and int(wish["cpu_shares"]):
-        expected["cpu_weight"] = int(wish["cpu_shares"])
     odd = [
         f"{name}: asked for was {value}, in force is {found[name]}"
         for name, value in expected.items()
         if not _same(name, value, found[name])
     ]
+    return [*odd, *_cpu_odd(wish, found), *_ulimits_odd(wish, found), *_io_odd(wish, found)]
+
+
+def cpu_weights(shares: int) -> tuple[int, ...]:
+    """Return the weights that runtimes make of CPU shares (2 to 262144) under version 2.
+
+    First as before, in a straight line; then as runc does it from 1.3.2 and crun from 1.23 on, so
+    that 1024 stays what all have (https://github.com/opencontainers/runc/pull/4785).
+    """
+    line = 1 + (shares - 2) * 9999 // 262142
+    power = math.log2(shares)
+    curve = 10 ** ((power * power + 125 * power) / 612 - 7 / 34)
+    return line, math.ceil(round(curve, 6))
+
+
+def _cpu_odd(wish: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    shares, weight = int(wish["cpu_shares"]), found["cpu_weight"]
+    if not shares or (found["version"] == 1 and weight == shares):
+        return
+    scaled = ""
+    if found["version"] == 2:
+        allowed = cpu_weights(shares)
+        # Not each runtime rounds alike.
+        if weight is not None and any(abs(weight - each) <= 1 for each in allowed):
+            return
+        scaled = f", which is a weight of {' or '.join(map(str, allowed))}"
+    yield f"cpu_shares: asked for was {shares}{scaled}, in force is {weight}"
+
+
+def _ulimits_odd(wish: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    # An image of before reads the soft ones only.
+    in_force = (found["ulimits"], found.get("hard_ulimits", found["ulimits"]))
     for entry in wish["ulimits"]:
-        name, soft, _ = entry.split(":")
-        if name in found["ulimits"] and found["ulimits"][name] != (
-            int(soft) if soft != "-1" else None
-        ):
-            odd.append(
-                f"ulimits.{name}: asked for was {soft}, in force is {found['ulimits'][name]}"
-            )
-    if int(wish["blkio_weight"]) and found["io_weight"] is None:
-        odd.append(f"blkio_weight: asked for was {wish['blkio_weight']}, this kernel has none")
-    return odd
+        name, *asked = entry.split(":")
+        if any(name not in each for each in in_force):
+            yield f"ulimits.{name}: asked for was {':'.join(asked)}, it cannot be read back"
+            continue
+        have = ["-1" if each[name] is None else str(each[name]) for each in in_force]
+        if have != asked:
+            yield f"ulimits.{name}: asked for was {':'.join(asked)}, in force is {':'.join(have)}"
+
+
+def _io_odd(wish: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    asked, weight = int(wish["blkio_weight"]), found["io_weight"]
+    if not asked:
+        return
+    if weight is None:
+        yield f"blkio_weight: asked for was {asked}, this kernel has none"
+        return
+    expected = asked
+    # BFQ takes it as it is; this file has 1 to 10000, and runc and crun stretch it alike
+    # (https://github.com/opencontainers/cgroups/blob/main/utils.go).
+    if found.get("io_weight_file") == "io.weight":
+        expected = 1 + (asked - 10) * 9999 // 990
+    if weight != expected:
+        scaled = "" if expected == asked else f", which is a weight of {expected}"
+        yield f"blkio_weight: asked for was {asked}{scaled}, in force is {weight}"
 
 
 def _same(name: str, asked: Any, found: Any) -> bool:

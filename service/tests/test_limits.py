@@ -16,12 +16,42 @@ from nas_assistant.limits import parse_ionice, parse_limits, read
 from .service_process import SOURCE
 from .test_machine import make_tree
 
+# As Linux 6.18 writes them, with another number in each.
 LIMITS = """Limit                     Soft Limit           Hard Limit           Units
+Max cpu time              101                  201                  seconds
+Max file size             102                  202                  bytes
+Max data size             103                  203                  bytes
+Max stack size            8388608              unlimited            bytes
 Max core file size        0                    0                    bytes
+Max resident set          105                  205                  bytes
 Max processes             unlimited            unlimited            processes
-Max open files            65536                65536                files
-Max locked memory         8388608              8388608              bytes
+Max open files            4096                 65536                files
+Max locked memory         107                  207                  bytes
+Max address space         108                  208                  bytes
+Max file locks            109                  209                  locks
+Max pending signals       110                  210                  signals
+Max msgqueue size         111                  211                  bytes
+Max nice priority         12                   22
+Max realtime priority     13                   23
+Max realtime timeout      114                  214                  us
 """
+READ = {
+    "cpu": (101, 201),
+    "fsize": (102, 202),
+    "data": (103, 203),
+    "stack": (8388608, None),
+    "core": (0, 0),
+    "rss": (105, 205),
+    "nproc": (None, None),
+    "nofile": (4096, 65536),
+    "memlock": (107, 207),
+    "locks": (109, 209),
+    "sigpending": (110, 210),
+    "msgqueue": (111, 211),
+    "nice": (12, 22),
+    "rtprio": (13, 23),
+    "rttime": (114, 214),
+}
 PROCESS = {
     "proc/self/cgroup": "0::/\n",
     "proc/1/oom_score_adj": "300\n",
@@ -60,7 +90,31 @@ def test_all_that_there_is(
     assert (found.memory, found.memory_reservation, found.swap) == (2 << 30, 3 << 29, 4096)
     assert (found.cpus, found.cpuset, found.pids, found.io_weight) == (1.5, "1-3", 256, 100)
     assert found.oom_score_adj == 300
-    assert found.ulimits == {"core": 0, "nproc": None, "nofile": 65536, "memlock": 8388608}
+    assert found.ulimits == {name: soft for name, (soft, _) in READ.items()}
+    assert found.hard_ulimits == {name: hard for name, (_, hard) in READ.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "more", "weight"),
+    [
+        (V2, {}, ("io.bfq.weight", 100)),
+        # runc sets the first of them.
+        (V2, {"sys/fs/cgroup/io.weight": "default 4950\n"}, ("io.bfq.weight", 100)),
+        (V1, {}, ("blkio.bfq.weight", 100)),
+        (V1, {"sys/fs/cgroup/blkio/blkio.weight": "500\n"}, ("blkio.weight", 500)),
+        (
+            {name: V2[name] for name in V2 if "bfq" not in name},
+            {"sys/fs/cgroup/io.weight": "default 4950\n8:16 200\n"},
+            ("io.weight", 4950),
+        ),
+        ({name: V2[name] for name in V2 if "bfq" not in name}, {}, ("", None)),
+    ],
+)
+def test_weight_of_io(
+    tmp_path: Path, files: dict[str, str], more: dict[str, str], weight: tuple[str, int | None]
+) -> None:
+    found = read(make_tree(tmp_path, PROCESS | files | more))
+    assert (found.io_weight_file, found.io_weight) == weight
 
 
 def test_a_group_below_that_of_the_host(tmp_path: Path) -> None:
@@ -100,7 +154,7 @@ def test_ionice(text: str, priority: int | None) -> None:
 
 
 def test_an_empty_list_of_limits() -> None:
-    assert parse_limits("") == {}
+    assert parse_limits("") == ({}, {})
 
 
 def test_the_command_needs_no_configuration() -> None:
@@ -114,3 +168,5 @@ def test_the_command_needs_no_configuration() -> None:
     found = json.loads(done.stdout)
     assert found["cpuset"]
     assert found["version"] in (1, 2)
+    # This kernel's own names for them.
+    assert found["ulimits"].keys() == found["hard_ulimits"].keys() == READ.keys()

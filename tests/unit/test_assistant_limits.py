@@ -11,7 +11,10 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter.assistant import assistant_limits, spoken
-from ansible_collections.nas.assistant.plugins.modules.container_limits import differences
+from ansible_collections.nas.assistant.plugins.modules.container_limits import (
+    cpu_weights,
+    differences,
+)
 
 ROLE = Path(__file__).parents[2] / "roles/assistant"
 DEFAULTS = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__assistant_resources_defaults"]
@@ -115,8 +118,10 @@ def in_force(version: int) -> dict[str, Any]:
         "pids": 256,
         "oom_score_adj": 300,
         "io_weight": None,
+        "io_weight_file": "",
         "io_priority": 2,
-        "ulimits": {"nofile": 4096, "core": 0},
+        "ulimits": {"nofile": 4096, "core": 0, "stack": 8 << 20, "nproc": None},
+        "hard_ulimits": {"nofile": 4096, "core": 0, "stack": None, "nproc": None},
     }
 
 
@@ -138,7 +143,7 @@ def test_all_is_in_force(version: int) -> None:
         (
             {"cpu_shares": 2048},
             {"cpu_weight": 512},
-            "cpu_weight: asked for was 2048, in force is 512",
+            "cpu_shares: asked for was 2048, in force is 512",
         ),
         (
             {"memory_reservation": "1g"},
@@ -148,12 +153,103 @@ def test_all_is_in_force(version: int) -> None:
         ({}, {"io_priority": None}, "io_priority: asked for was 2, in force is None"),
         (
             {},
-            {"ulimits": {"nofile": 1024}},
-            "ulimits.nofile: asked for was 4096, in force is 1024",
+            {"ulimits": {"nofile": 1024, "core": 0}},
+            "ulimits.nofile: asked for was 4096:4096, in force is 1024:4096",
+        ),
+        (
+            {},
+            {"hard_ulimits": {"nofile": 65536, "core": 0}},
+            "ulimits.nofile: asked for was 4096:4096, in force is 4096:65536",
+        ),
+        # Beyond the default ones.
+        (
+            {"ulimits": {"stack": 8 << 20}},
+            {},
+            "ulimits.stack: asked for was 8388608:8388608, in force is 8388608:-1",
+        ),
+        (
+            {"ulimits": {"rtprio": 5}},
+            {},
+            "ulimits.rtprio: asked for was 5:5, it cannot be read back",
         ),
         ({"blkio_weight": 500}, {}, "blkio_weight: asked for was 500, this kernel has none"),
+        # Docker drops it where the kernel has that of BFQ only.
+        (
+            {"blkio_weight": 900},
+            {"io_weight": 100, "io_weight_file": "blkio.bfq.weight"},
+            "blkio_weight: asked for was 900, in force is 100",
+        ),
     ],
 )
 def test_what_is_not_in_force(wish: dict[str, Any], found: dict[str, Any], said: str) -> None:
     asked = assistant_limits({**DEFAULTS, **wish}, QUAD)
     assert differences(asked, {**in_force(1), **found}) == [said]
+
+
+# What runc and crun make of shares, as their own tests and documents have it.
+@pytest.mark.parametrize(
+    ("shares", "weights"),
+    [
+        (2, (1, 1)),
+        (512, (20, 59)),
+        (1024, (39, 100)),
+        (2000, (77, 170)),
+        (4096, (157, 303)),
+        (262144, (10000, 10000)),
+    ],
+)
+def test_weights_of_shares(shares: int, weights: tuple[int, int]) -> None:
+    assert cpu_weights(shares) == weights
+
+
+FOUR = "cpu_shares: asked for was 4096, which is a weight of 157 or 303, in force is"
+MUCH = "blkio_weight: asked for was 900"
+
+
+@pytest.mark.parametrize(
+    ("wish", "found", "said"),
+    [
+        # Not asked for: any is right.
+        ({}, {"cpu_weight": 100, "io_weight": 100, "io_weight_file": "io.weight"}, []),
+        ({"cpu_shares": 4096}, {"cpu_weight": 157}, []),
+        ({"cpu_shares": 4096}, {"cpu_weight": 303}, []),
+        ({"cpu_shares": 4096}, {"cpu_weight": 302}, []),
+        # A default that stayed, and no controller.
+        ({"cpu_shares": 4096}, {"cpu_weight": 100}, [f"{FOUR} 100"]),
+        ({"cpu_shares": 4096}, {"cpu_weight": None}, [f"{FOUR} None"]),
+        ({"blkio_weight": 900}, {"io_weight": 900, "io_weight_file": "io.bfq.weight"}, []),
+        (
+            {"blkio_weight": 900},
+            {"io_weight": 100, "io_weight_file": "io.bfq.weight"},
+            [f"{MUCH}, in force is 100"],
+        ),
+        # As runc's own test has it.
+        ({"blkio_weight": 750}, {"io_weight": 7475, "io_weight_file": "io.weight"}, []),
+        (
+            {"blkio_weight": 900},
+            {"io_weight": 100, "io_weight_file": "io.weight"},
+            [f"{MUCH}, which is a weight of 8990, in force is 100"],
+        ),
+        # What is the default of one file is none of the other's.
+        (
+            {"blkio_weight": 100},
+            {"io_weight": 100, "io_weight_file": "io.weight"},
+            [
+                "blkio_weight: asked for was 100, which is a weight of 910, in force is 100",
+            ],
+        ),
+        ({"blkio_weight": 900}, {}, [f"{MUCH}, this kernel has none"]),
+        ({"ulimits": {"nproc": -1}}, {}, []),
+    ],
+)
+def test_weights_under_version_2(
+    wish: dict[str, Any], found: dict[str, Any], said: list[str]
+) -> None:
+    asked = assistant_limits({**DEFAULTS, **wish}, QUAD)
+    assert differences(asked, {**in_force(2), **found}) == said
+
+
+def test_an_older_image_reads_soft_limits_only() -> None:
+    older = in_force(1)
+    del older["hard_ulimits"], older["io_weight_file"]
+    assert differences(assistant_limits(DEFAULTS, QUAD), older) == []

@@ -15,6 +15,28 @@ from testinfra.host import Host
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 CONTAINER = "nas-assistant"
+ALLOWED = "sed -n 's/^Cpus_allowed_list:\\t//p' /proc/%s/status"
+# CPUs of one core have the same line.
+CORES = "cat /sys/devices/system/cpu/cpu[0-9]*/topology/thread_siblings_list | sort -u"
+# Those that runc sets; Docker passes no weight on under cgroups v1 where the first is not there.
+WEIGHTS = "/sys/fs/cgroup/blkio/blkio.weight /sys/fs/cgroup/io.bfq.weight /sys/fs/cgroup/io.weight"
+
+
+def numbers(text: str) -> set[int]:
+    """The CPUs of a list such as ``0-2,5``."""
+    ends = (part.partition("-") for part in text.split(","))
+    return {each for first, _, last in ends for each in range(int(first), int(last or first) + 1)}
+
+
+def seen_inside(host: Host) -> dict[str, Any]:
+    """What the container reads of its own limits."""
+    said = host.check_output(f"docker exec {CONTAINER} /app/start.sh limits")
+    return dict(json.loads(said))
+
+
+def engine_of(host: Host) -> str:
+    """The engine's process, which is started by another one than the first."""
+    return host.check_output("pgrep -f 'wheel_server|llama-server'").split()[0]
 
 
 @pytest.fixture
@@ -48,18 +70,73 @@ def test_has_no_network(host: Host) -> None:
 
 
 def test_its_limits_are_seen_inside(host: Host) -> None:
-    limits = json.loads(host.check_output(f"docker exec {CONTAINER} /app/start.sh limits"))
+    limits = seen_inside(host)
     assert limits["memory"] == 1 << 30
     assert limits["swap"] in (0, 4096)
-    allowed = "sed -n 's/^Cpus_allowed_list:\\t//p' /proc/self/status"
-    assert limits["cpuset"] == host.check_output(allowed)
+    own, there = numbers(limits["cpuset"]), numbers(host.check_output(ALLOWED % "self"))
+    assert own
+    assert own <= there
+    # Of four cores and more, the NAS has one to itself.
+    if len(host.check_output(CORES).split()) >= 4:
+        assert own < there
     assert limits["oom_score_adj"] == 300
     assert limits["io_priority"] == 2
     assert limits["pids"] == 256
-    assert (limits["ulimits"]["nofile"], limits["ulimits"]["core"]) == (4096, 0)
-    # The engine, too, which was started by another process.
-    engine = host.check_output("pgrep -f 'wheel_server|llama-server'").split()[0]
-    assert host.check_output(f"ionice -p {engine}") == "best-effort: prio 2"
+    for kind in ("ulimits", "hard_ulimits"):
+        assert (limits[kind]["nofile"], limits[kind]["core"]) == (4096, 0)
+    assert host.check_output(f"ionice -p {engine_of(host)}") == "best-effort: prio 2"
+
+
+def test_all_its_limits_can_be_set(
+    host: Host, playbook: Playbook, wait_ready: Callable[[], float]
+) -> None:
+    """Read from inside, from the engine's process, and from Docker where only it knows."""
+    last = max(numbers(host.check_output(ALLOWED % "self")))
+    has_weight = host.run(f"docker exec {CONTAINER} ls {WEIGHTS}").stdout.strip()
+    resources: dict[str, Any] = {
+        "memory": "auto",
+        "memory_reservation": "256m",
+        "swap": "64m",
+        "cpuset_cpus": str(last),
+        "cpus": 0.9,
+        "cpu_shares": 512,
+        "pids": 200,
+        "oom_score_adj": 400,
+        "io_priority": 3,
+        "blkio_weight": 750 if has_weight else 0,
+        "ulimits": {"nofile": 2048, "stack": 16 << 20, "core": 0},
+        "restart_policy": "on-failure",
+    }
+    try:
+        run = playbook("assistant", assistant_resources=resources)
+        assert run.returncode == 0, run.stdout
+        limits = seen_inside(host)
+        # Three fifths of the machine, in steps.
+        total = 1024 * int(host.check_output("grep MemTotal: /proc/meminfo").split()[1])
+        assert 0 <= total * 0.6 - limits["memory"] < 64 << 20
+        assert (limits["memory_reservation"], limits["swap"]) == (256 << 20, 64 << 20)
+        assert (limits["cpuset"], limits["cpus"]) == (str(last), 0.9)
+        assert limits["cpu_weight"] in ((512,) if limits["version"] == 1 else (20, 59))
+        assert (limits["pids"], limits["oom_score_adj"]) == (200, 400)
+        assert limits["io_priority"] == 3
+        if has_weight:
+            weight = 7475 if limits["io_weight_file"] == "io.weight" else 750
+            assert limits["io_weight"] == weight
+        for kind in ("ulimits", "hard_ulimits"):
+            asked = {name: limits[kind][name] for name in resources["ulimits"]}
+            assert asked == resources["ulimits"]
+        engine = engine_of(host)
+        assert host.check_output(ALLOWED % engine) == str(last)
+        # A thread for each CPU that it may run on.
+        assert "--threads 1 " in host.check_output(f"tr '\\0' ' ' </proc/{engine}/cmdline")
+        look = f"docker inspect {CONTAINER} --format '{{{{.HostConfig.RestartPolicy.Name}}}}'"
+        assert host.check_output(look) == "on-failure"
+        assert "changed=0" in playbook("assistant", assistant_resources=resources).stdout
+    finally:
+        run = playbook("assistant")
+    assert run.returncode == 0, run.stdout
+    wait_ready()
+    assert seen_inside(host)["memory"] == 1 << 30
 
 
 def test_limits_that_are_not_in_force_are_said(host: Host, playbook: Playbook) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import ssl
 import subprocess
 import threading
@@ -24,6 +25,8 @@ from testinfra.host import Host
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[[str, Sequence[dict[str, Any]]], list[str]]
+# Of this machine, and so of each lab NAS on it.
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 MODELS = Path(__file__).parents[3] / "inventories/lab/group_vars/nas/assistant.yml"
 SOCKETS = "nas-assistant-front.socket nas-assistant-fetch.socket"
 MODEL = "/var/lib/nas-assistant/models/smollm2-135m-instruct-q4_1.gguf"
@@ -86,6 +89,11 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"assistant_resources": {"memory": "9000g"}},
         ["memory=9000g", "MiB. Leave the NAS its share"],
+    ),
+    # All of the memory there is: the lab's NAS have this machine's.
+    (
+        {"assistant_resources": {"memory": f"{MEMORY >> 20}m"}},
+        [f"memory={MEMORY >> 20}m", "at least 256 MiB"],
     ),
     ({"assistant_keys": {"owner": {"role": "root"}}}, ["owner.role=root: it is user or admin"]),
     ({"assistant_data_dir": "/etc/nas-assistant"}, ["none of the system's own"]),

@@ -13,6 +13,24 @@ from pathlib import Path
 from nas_assistant.cgroup import groups, number, quota_of, text
 
 _FOLDER = "sys/fs/cgroup"
+# What the kernel calls that which Docker can set, by Docker's name.
+_ULIMITS = {
+    "core file size": "core",
+    "cpu time": "cpu",
+    "data size": "data",
+    "file size": "fsize",
+    "file locks": "locks",
+    "locked memory": "memlock",
+    "msgqueue size": "msgqueue",
+    "nice priority": "nice",
+    "open files": "nofile",
+    "processes": "nproc",
+    "resident set": "rss",
+    "realtime priority": "rtprio",
+    "realtime timeout": "rttime",
+    "pending signals": "sigpending",
+    "stack size": "stack",
+}
 
 
 @dataclass(frozen=True)
@@ -20,8 +38,9 @@ class Limits:
     """Bytes, CPUs, numbers; None where there is no limit, or the kernel does not say.
 
     ``version``: of the control groups. ``swap``: without the memory. ``cpuset``: such as ``1-3``.
-    ``cpu_weight``: shares under version 1, a weight under 2. ``ulimits``: soft limits of the first
-    process by the kernel's names. ``io_priority``: of the first process; None for the kernel's own.
+    ``cpu_weight``: shares under version 1, a weight under 2. ``io_weight_file``: where that weight
+    is from, since each file has a scale of its own. ``io_priority``: of the first process; None for
+    the kernel's own. ``ulimits`` and ``hard_ulimits``: of the first process, by Docker's names.
     """
 
     version: int
@@ -34,8 +53,10 @@ class Limits:
     pids: int | None
     oom_score_adj: int
     io_weight: int | None
+    io_weight_file: str
     io_priority: int | None
     ulimits: dict[str, int | None] = field(default_factory=dict)
+    hard_ulimits: dict[str, int | None] = field(default_factory=dict)
 
 
 def read(root: Path = Path("/")) -> Limits:
@@ -50,11 +71,20 @@ def read(root: Path = Path("/")) -> Limits:
         for each in ("memory", "cpu", "pids", "blkio")
     )
     process = root / "proc/1"
+    soft, hard = parse_limits(text(process / "limits"))
+    # Where there are several, in the order in which runc looks for them.
+    weight_file, weight = _first(
+        disks,
+        ("blkio.weight", "blkio.bfq.weight") if version == 1 else ("io.bfq.weight", "io.weight"),
+    )
     both = {
         "cpuset": _cpuset(text(root / "proc/self/status")),
         "oom_score_adj": int(text(process / "oom_score_adj") or 0),
         "io_priority": parse_ionice(_ionice()),
-        "ulimits": parse_limits(text(process / "limits")),
+        "io_weight": weight,
+        "io_weight_file": weight_file,
+        "ulimits": soft,
+        "hard_ulimits": hard,
     }
     if version == 2:
         return Limits(
@@ -65,7 +95,6 @@ def read(root: Path = Path("/")) -> Limits:
             cpus=quota_of(cpu),
             cpu_weight=number(cpu / "cpu.weight"),
             pids=number(pids / "pids.max"),
-            io_weight=_first(disks, ("io.bfq.weight", "io.weight")),
             **both,  # type: ignore[arg-type]
         )
     limit = number(memory / "memory.limit_in_bytes")
@@ -78,22 +107,24 @@ def read(root: Path = Path("/")) -> Limits:
         cpus=quota_of(cpu),
         cpu_weight=number(cpu / "cpu.shares"),
         pids=number(pids / "pids.max"),
-        io_weight=_first(disks, ("blkio.bfq.weight", "blkio.weight")),
         **both,  # type: ignore[arg-type]
     )
 
 
-def parse_limits(table: str) -> dict[str, int | None]:
-    """Return the soft limits of ``/proc/PID/limits`` by the names that Docker has for them."""
-    names = {"Max open files": "nofile", "Max core file size": "core", "Max processes": "nproc"}
-    names["Max locked memory"] = "memlock"
-    found: dict[str, int | None] = {}
+def parse_limits(table: str) -> tuple[dict[str, int | None], dict[str, int | None]]:
+    """Return the soft and the hard limits of ``/proc/PID/limits`` by the names that Docker has for
+    them.
+    """
+    soft: dict[str, int | None] = {}
+    hard: dict[str, int | None] = {}
     for line in table.splitlines():
-        for long, short in names.items():
-            if line.startswith(long):
-                value = line.removeprefix(long).split()[0]
-                found[short] = int(value) if value.isdigit() else None
-    return found
+        matched = re.match(r"Max (.+?) {2,}(\S+) +(\S+)", line)
+        name = _ULIMITS.get(matched[1]) if matched else None
+        if matched and name:
+            soft[name], hard[name] = (
+                int(each) if each.isdigit() else None for each in matched.group(2, 3)
+            )
+    return soft, hard
 
 
 def parse_ionice(said: str) -> int | None:
@@ -115,13 +146,13 @@ def _cpuset(status: str) -> str:
     return matched[1] if matched else ""
 
 
-def _first(folder: Path, names: Sequence[str]) -> int | None:
-    """Return the number in the first file that there is.
+def _first(folder: Path, names: Sequence[str]) -> tuple[str, int | None]:
+    """Return the first file that there is, and the number in it; empty and None where none is.
 
     Of a line such as ``default 100``, which lines for single disks may follow, that one.
     """
     for name in names:
         matched = re.match(r"(?:default )?(\d+)\s*$", text(folder / name), re.MULTILINE)
         if matched:
-            return int(matched[1])
-    return None
+            return name, int(matched[1])
+    return "", None
