@@ -34,9 +34,10 @@ ls /etc/systemd/system /etc/sysctl.d /etc/modules-load.d /etc/udev/rules.d /etc/
 """
 
 
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with blank(NAME, "--scsi", kind="vm") as lab:
+@pytest.fixture(scope="module", params=["12", "13"])
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A blank NAS of each Debian: their kernels are three years apart."""
+    with blank(NAME, "--scsi", "--debian", request.param, kind="vm") as lab:
         yield lab
 
 
@@ -127,6 +128,9 @@ def test_all_is_in_force_at_once(lab: Lab, before: str) -> None:
 def test_and_after_a_reboot(lab: Lab) -> None:
     restart(lab)
     in_force(lab)
+    # What comes in over the network from now on is sent by them.
+    assert "qdisc fq " in lab.on(lab.hosts[0], "tc qdisc show")
+    assert " bbr " in lab.on(lab.hosts[0], "ss -Htin state established sport = :22")
     (swap,) = swaps(lab)
     assert swap[0].startswith("/dev/zram")
     assert "changed=0" in kernel(lab, **ZRAM)
