@@ -108,6 +108,8 @@ def accelerators(root: str = "/") -> list[Accelerator]:
     for place in sorted(glob.glob(os.path.join(root, "sys/class/drm/renderD*"))):
         if "/pci" not in os.path.realpath(place):
             driver = sysfs.target(os.path.realpath(place), "device/driver")
+            if driver.startswith("virtio"):  # a guest's screen, which its host's processor draws
+                continue
             kind = "npu" if driver in ("rknpu", "RKNPU") else "gpu"
             found.append(Accelerator(kind, driver, f"/dev/dri/{os.path.basename(place)}"))
     return found

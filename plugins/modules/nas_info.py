@@ -169,9 +169,10 @@ def speed() -> int:
     """Return the bandwidth; 0 where it cannot be measured, as on a machine that is too busy."""
     found = cpu.read()
     cores = cpu.for_the_assistant(found.siblings, found.efficient)
+    measured = 0
     with suppress(OSError, RuntimeError):
-        return bandwidth.measure([core[0] for core in cores], memory.read().available)
-    return 0
+        measured = bandwidth.measure([core[0] for core in cores], memory.read().available)
+    return measured
 
 
 def main() -> None:
