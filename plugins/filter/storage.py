@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.module_utils._sizes import bytes_of
+from ansible_collections.nas.assistant.plugins.module_utils._snapshot_plan import duration
 from ansible_collections.nas.assistant.plugins.module_utils._zfs_plan import FEWEST
 from ansible_collections.nas.assistant.plugins.plugin_utils._entries import (
     entries,
@@ -34,6 +35,8 @@ VOLUME_KEYS = {
 SNAPSHOT_KEYS = {"every", "keep"}
 KEEP_COUNTS = {"last", "hourly", "daily", "weekly", "monthly", "yearly", "minimum"}
 DURATION = re.compile(r"0|[0-9]{1,9}[smhdw]")
+# Seconds; of the timer that makes snapshots, nas-snapshots.timer.
+ROUND = 15 * 60
 QUOTA = re.compile(r"none|[1-9]\d*[KMGT]?(iB)?")
 MODE = re.compile(r"0?[0-7]{3,4}")
 # What both providers and a shell can stand.
@@ -314,6 +317,11 @@ def _snapshots(given: Any, where: str) -> dict[str, Any]:
         return {}
     has_keys("snapshots", given, SNAPSHOT_KEYS, where)
     every = _like(given.get("every", "1h"), DURATION, "snapshots.every", "such as 15m or 1d", where)
+    if duration("every", every) % ROUND:
+        raise AnsibleFilterError(
+            f"{where}: snapshots.every={every}: whether one is due is looked each quarter of an "
+            "hour, so give a multiple of 15m, such as 30m or 1d; or 0, and one is made each time"
+        )
     keep = given.get("keep") or {"last": 3}
     has_keys("snapshots.keep", keep, {*KEEP_COUNTS, "within"}, where)
     for key, value in keep.items():

@@ -25,6 +25,10 @@ FEWEST = {
     "raid10": 4,
 }
 
+# Those that survive the loss of a device, and those that do not.
+MIRRORED = frozenset({"raid1", "raid1c3", "raid1c4", "raid10"})
+UNMIRRORED = frozenset({"single", "dup", "raid0"})
+
 WORTH = 16 << 20  # bytes: less is no reason to grow
 
 
@@ -36,8 +40,8 @@ class Wish:
     :param gone: those among them that are not there, as a disk that failed.
     :param names: what the inventory calls each of them, by real path.
     :param sizes: bytes of those that are there, by real path.
-    :param profiles: wanted for ``data`` and ``metadata``; an empty text: as it is, or the default
-        of a new pool.
+    :param profiles: wanted for ``data`` and ``metadata``; an empty text: as it is, but for what was
+        written without a mirror in a mirror; or the default of a new pool.
     """
 
     label: str
@@ -123,8 +127,8 @@ def find(wish: Wish, found: Sequence[Filesystem]) -> Filesystem | None:
 def plan(wish: Wish, filesystem: Filesystem | None, profiles: Mapping[str, Sequence[str]]) -> Plan:
     """Return the steps.
 
-    :param profiles: those that data and metadata have now, more than one after a conversion that
-        did not end or writes without a device.
+    :param profiles: those that data, metadata and system have now, more than one after a conversion
+        that did not end or writes without a device.
     :raises BtrfsError: it cannot be, or needs a flag that is not given; says which.
     """
     if filesystem is None:
@@ -135,12 +139,8 @@ def plan(wish: Wish, filesystem: Filesystem | None, profiles: Mapping[str, Seque
     steps = _devices(wish, present, missing) if wish.devices else kept
     count = len(filesystem.devices) + len(steps.add) - len(steps.remove)
     _check_profiles(wish, wish.profiles, count)
-    convert = {
-        kind: profile
-        for kind, profile in wish.profiles.items()
-        # Not while a device is missing: a mirror would be given up for what its rest can hold.
-        if profile and not steps.missing and list(profiles.get(kind, ())) not in ([profile], [])
-    }
+    # Not while a device is missing: a mirror would be given up for what its rest can hold.
+    convert = {} if steps.missing else _conversions(wish, profiles, count)
     grow = [
         device.id
         for path, device in present.items()
@@ -157,6 +157,45 @@ def plan(wish: Wish, filesystem: Filesystem | None, profiles: Mapping[str, Seque
     )
     _need_flag(wish, found)
     return found
+
+
+def unmirrored(wish: Wish, profiles: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return data and metadata, with their profiles, that a device which fails takes along although
+    nobody asked for it."""
+    return {
+        kind: ", ".join(profiles[kind])
+        for kind in ("data", "metadata")
+        if not wish.profiles.get(kind) and profiles.get(kind) and {*profiles[kind]} <= UNMIRRORED
+    }
+
+
+def _conversions(
+    wish: Wish, profiles: Mapping[str, Sequence[str]], count: int
+) -> Mapping[str, str]:
+    """Return the profiles that data and metadata are to be converted to."""
+    found = {}
+    for kind in ("data", "metadata"):
+        now = profiles.get(kind, ())
+        wanted = wish.profiles.get(kind) or _intended(now, count)
+        # Btrfs converts its system's chunks with those of metadata, and never without.
+        system = profiles.get("system", ()) if kind == "metadata" else ()
+        if not wanted and len(now) == 1 and now[0] == _intended(system, count):
+            wanted = now[0]
+        halves = len(system) > 1 and wanted in MIRRORED & {*system}
+        if wanted and now and ([*now] != [wanted] or halves):
+            found[kind] = wanted
+    return found
+
+
+def _intended(now: Sequence[str], count: int) -> str:
+    """Return the profile that all of a kind should have which has several: what is written while a
+    device of a mirror is missing has no mirror. An empty text where it is not plain.
+
+    :param count: of devices.
+    """
+    mirrored = [profile for profile in now if profile in MIRRORED]
+    plain = len(now) > 1 and len(mirrored) == 1 and count >= FEWEST[mirrored[0]]
+    return mirrored[0] if plain else ""
 
 
 def _new(wish: Wish) -> Plan:

@@ -28,6 +28,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._lock import held
 
 # Its value is the UUID of the subvolume that carries it: in a copy or a replica it is wrong.
 ATTRIBUTE = "user.nas_assistant.snapshot"
+# The same on what a rollback kept of the state that it took away.
+KEPT = "user.nas_assistant.kept"
 LOCKS = "/run/nas-assistant"
 PATIENCE = 300  # seconds that a run waits for another one
 CHUNK = 100  # paths of one command; 100 of the longest are still within the kernel's limit
@@ -45,7 +47,8 @@ _ROOT_INODE = 256  # of the folder that a subvolume begins with
 @dataclass(frozen=True)
 class Place:
     """A folder, and the subvolume that it lies in. ``device``, ``inode``: the folder's;
-    ``marked``: it carries our attribute with that subvolume's UUID."""
+    ``marked``: it carries our attribute with that subvolume's UUID; ``kept``: so that of what a
+    rollback kept."""
 
     filesystem: str
     id: int
@@ -55,6 +58,7 @@ class Place:
     device: int
     inode: int
     marked: bool
+    kept: bool
 
     @property
     def is_subvolume(self) -> bool:
@@ -378,12 +382,6 @@ def _place(descriptor: int) -> Place | None:
         raise
     number, _, _, _, _, flags, own, parent, *_ = _SUBVOLUME.unpack(subvolume)
     status, text = os.fstat(descriptor), _uuid(own)
-    try:
-        attribute = os.getxattr(descriptor, ATTRIBUTE).decode("ascii", "replace")
-    except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-            raise
-        attribute = ""
     return Place(
         filesystem=_uuid(_FILESYSTEM.unpack(filesystem)[2]),
         id=number,
@@ -392,8 +390,18 @@ def _place(descriptor: int) -> Place | None:
         read_only=bool(flags & _READ_ONLY),
         device=status.st_dev,
         inode=status.st_ino,
-        marked=bool(text) and attribute == text,
+        marked=bool(text) and _attribute(descriptor, ATTRIBUTE) == text,
+        kept=bool(text) and _attribute(descriptor, KEPT) == text,
     )
+
+
+def _attribute(descriptor: int, name: str) -> str:
+    try:
+        return os.getxattr(descriptor, name).decode("ascii", "replace")
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return ""
 
 
 def _uuid(value: bytes) -> str:

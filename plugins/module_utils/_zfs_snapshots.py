@@ -25,6 +25,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._snapshots import (
 
 #: Its value is the guid of the dataset: a dataset that was received from another has others'.
 PROPERTY = "nas.assistant:made"
+#: The same on what a rollback kept of the state that it took away.
+KEPT = "nas.assistant:kept"
 NAME = "nas"  # nas.20250131T040000Z
 
 
@@ -51,13 +53,17 @@ def carry_out(wanted: Sequence[plan.Wish]) -> list[Outcome]:
     return [_carry_out(wish) for wish in wanted]
 
 
-def make(name: str, now: int) -> str:
-    """Make a snapshot of a dataset that is ours; return what it is called."""
+def make(name: str, now: int, kept: bool = False) -> str:
+    """Make a snapshot of a dataset that is ours; return what it is called.
+
+    :param kept: whether a rollback keeps it.
+    """
     taken = {each.text for each in zfs.snapshots(name, PROPERTY)}
     while (text := plan.snapshot_text(NAME, now)) in taken:
         now += 1
-    mark = f"{PROPERTY}={zfs.dataset(name).guid}"
-    zfs.call("zfs", "snapshot", "-o", mark, f"{name}@{text}")
+    own = zfs.dataset(name).guid
+    marks = ["-o", f"{PROPERTY}={own}", *(["-o", f"{KEPT}={own}"] if kept else [])]
+    zfs.call("zfs", "snapshot", *marks, f"{name}@{text}")
     return str(text)
 
 

@@ -46,6 +46,8 @@ options:
       - RAID profile of data; V(single), V(dup), V(raid0), V(raid1), V(raid1c3), V(raid1c4) or
         V(raid10).
       - Empty means as it is; of a new one V(raid1), or V(single) on one device.
+      - Where it is empty, and some is mirrored and some is not, as after writes while a device of a
+        mirror was missing, what is not is converted once all devices are there.
     type: str
     default: ""
   metadata:
@@ -121,6 +123,12 @@ missing:
   description: How many devices are missing and not replaced. Until they are, one more that fails
     may take the data with it.
   type: int
+  returned: success
+unmirrored:
+  description: What of several devices is in one copy or on one device only, and no profile was
+    asked for, such as V(data (single\)). The first device that fails takes some of it along.
+  type: list
+  elements: str
   returned: success
 """
 
@@ -208,6 +216,7 @@ class Pool:
         self.deadline = time.monotonic() + params["wait"]
         self.done: list[str] = []
         self.mounted = False
+        self.unmirrored: list[str] = []
 
     def run(self) -> dict[str, Any]:
         """Look, plan, and do; return the module's result."""
@@ -256,7 +265,11 @@ class Pool:
             if busy:
                 return self.result(filesystem.uuid, busy, missing)
             listing = btrfs.call("btrfs", "--format", "json", "filesystem", "df", point)
-            steps = pool_plan.plan(self.wish, filesystem, btrfs.parse_profiles(listing))
+            profiles = btrfs.parse_profiles(listing)
+            steps = pool_plan.plan(self.wish, filesystem, profiles)
+            if len(filesystem.devices) + len(steps.add) > 1:
+                kinds = pool_plan.unmirrored(self.wish, profiles)
+                self.unmirrored = [f"{kind} ({profile})" for kind, profile in kinds.items()]
             if steps.changes:
                 self.check(steps)
                 self.step(steps, point)
@@ -340,6 +353,7 @@ class Pool:
             "busy": busy,
             "missing": missing,
             "mounted": self.mounted,
+            "unmirrored": self.unmirrored,
             "diff": {"before": "", "after": "".join(f"{step}\n" for step in self.done)},
         }
 

@@ -17,23 +17,25 @@ description:
     that it kept; retention leaves that one alone until the next rollback of the same subvolume, or
     until its file in C(/var/lib/nas-assistant/holds) is removed.
   - Only snapshots that M(nas.assistant.btrfs_snapshot) made count.
+  - One that was cut off is finished by running it again. Where it left nothing but what it had
+    stopped, O(state=resumed) starts that.
 author:
   - The nas.assistant contributors
 options:
   path:
-    description: The subvolume, at its place below the mounted top level of its filesystem.
+    description: The subvolume, at its place below the mounted top level of its filesystem. Needed
+      with O(state=rolled_back).
     type: path
-    required: true
   folder:
-    description: The folder with its snapshots.
+    description: The folder with its snapshots. Needed with O(state=rolled_back).
     type: path
-    required: true
   name:
     description: First part of its snapshots' names. The last part of O(path) unless given.
     type: str
     default: ""
   to:
-    description: Name of the snapshot, or V(newest).
+    description: Name of the snapshot. V(newest) is the newest one that is not dated after now and
+      that no rollback kept, so that the same again does not bring back what was to go.
     type: str
     default: newest
   mount_unit:
@@ -45,9 +47,15 @@ options:
     type: list
     elements: str
     default: []
+  state:
+    description: V(rolled_back) brings it back. V(resumed) starts what a run that was cut off left
+      standing, of whatever subvolume; it refuses to where that one is not whole.
+    type: str
+    choices: [rolled_back, resumed]
+    default: rolled_back
 attributes:
   check_mode:
-    description: Says which snapshot it would be.
+    description: Says which snapshot it would be, and refuses what would be refused.
     support: full
   diff_mode:
     description: Shows the snapshot.
@@ -68,11 +76,11 @@ RETURN = r"""
 snapshot:
   description: Name of the snapshot that it was brought back to.
   type: str
-  returned: success
+  returned: with O(state=rolled_back)
 kept:
   description: Name of the snapshot of what was there before.
   type: str
-  returned: success
+  returned: with O(state=rolled_back)
 resumed:
   description: Units and containers that were started again.
   type: list
@@ -97,6 +105,59 @@ from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
 )
 
 HOLDS = "/var/lib/nas-assistant/holds"
+WORK = "rollback"
+
+
+def places(path: str) -> tuple[str, str]:
+    """Return where a subvolume's new state is before it takes the place, and the old one after
+    that."""
+    above, last = os.path.split(path)
+    return os.path.join(above, f".{last}.rollback"), os.path.join(above, f".{last}.before")
+
+
+def demand_whole(standstill: Standstill, but: str = "") -> None:
+    """Refuse to go on where a rollback was cut off in its midst.
+
+    :param but: path of the subvolume that is worked on.
+    :raises BtrfsError: another one is not whole; says what stands still.
+    """
+    for note in standstill.notes:  # each a mount unit, which may be missing, and a path
+        path = note.partition(" ")[2]
+        left = [each for each in places(path) if os.path.lexists(each)]
+        if path != but and (left or not snapshots.is_subvolume(path)):
+            still = f", and {', '.join(standstill.stopped)} stand still" * bool(standstill.stopped)
+            raise btrfs.BtrfsError(
+                f"{path}: a rollback of it was cut off ({left[0] if left else path} is "
+                f"{'left of it' if left else 'not there'}){still}. Run that rollback again: it "
+                "is finished then, and what stands still is started. If there is nothing to bring "
+                f"back any more, remove {standstill.path}"
+            )
+
+
+def resume(check_mode: bool) -> list[str]:
+    """Start what a rollback that was cut off left standing; return what runs again."""
+    standstill = Standstill(WORK)
+    demand_whole(standstill)
+    resumed: list[str] = standstill.stopped
+    if not check_mode and (resumed or standstill.notes):
+        mount(standstill)
+        resumed = standstill.end()
+    return resumed
+
+
+def mount(standstill: Standstill) -> None:
+    """Mount again what was unmounted for it."""
+    units = [unit for note in standstill.notes if (unit := note.partition(" ")[0])]
+    if units:
+        demand(["systemctl", "start", *units])
+
+
+def told(error: BaseException) -> str:
+    """Return what failed, and before it what failed first."""
+    before = None if error.__suppress_context__ else error.__context__
+    if isinstance(before, (btrfs.BtrfsError, StandstillError, OSError)):
+        return f"{told(before)}. Then {error}"
+    return str(error)
 
 
 class Rollback:
@@ -108,10 +169,7 @@ class Rollback:
         self.name: str = params["name"] or os.path.basename(self.path)
         self.unit: str = params["mount_unit"]
         self.users: list[str] = params["users"]
-        above, last = os.path.split(self.path)
-        # The new state before it takes the place, and the old one after that.
-        self.draft = os.path.join(above, f".{last}.rollback")
-        self.old = os.path.join(above, f".{last}.before")
+        self.draft, self.old = places(self.path)
 
     def chosen(self, to: str) -> str:
         """Return the name of the snapshot that is meant.
@@ -122,25 +180,32 @@ class Rollback:
             names = sorted(os.listdir(self.folder))
         except FileNotFoundError:
             names = []
-        entries = [found for name in names if (found := plan.entry(name))]
-        ours = [
-            found.text
-            for found in entries
-            if found.name == self.name and not found.draft and self.is_ours(found.text)
-        ]
-        if ours and to == "newest":
-            return str(ours[-1])
+        ours: list[str] = []
+        newest = ""
+        for each in [found for name in names if (found := plan.entry(name))]:
+            place = self.ours(each.text) if each.name == self.name and not each.draft else None
+            if not place:
+                continue
+            ours.append(each.text)
+            # Names sort by time. To what a rollback kept, one goes back by its name: the same
+            # command twice would bring it back otherwise.
+            if not place.kept and each.time is not None and each.time <= snapshots.now():
+                newest = each.text
+        if to == "newest" and newest:
+            return newest
         if to not in ours:
+            apart = ", which rollbacks kept or which are dated after now: name one"
             raise btrfs.BtrfsError(
                 f"to={to}: {self.folder} has no such snapshot of {self.name}; there are "
-                f"{', '.join(ours) or 'none'}"
+                f"{', '.join(ours) or 'none'}{apart if to == 'newest' and ours else ''}"
             )
         return to
 
-    def is_ours(self, text: str) -> bool:
-        """Whether this is a snapshot that btrfs_snapshot made."""
+    def ours(self, text: str) -> snapshots.Place | None:
+        """Return what is by a name, if it is a snapshot that btrfs_snapshot made."""
         place = snapshots.look(os.path.join(self.folder, text))
-        return bool(place and place.is_subvolume and place.read_only and place.marked)
+        whole = place and place.is_subvolume and place.read_only and place.marked
+        return place if whole else None
 
     def finish(self) -> str:
         """Bring a rollback that was cut off to where this one can begin; return what it kept."""
@@ -153,8 +218,12 @@ class Rollback:
     def check(self) -> None:
         """Refuse what would lose something.
 
-        :raises BtrfsError: it is no subvolume, or others lie in it.
+        :raises BtrfsError: it is no subvolume, or others lie in it; or a rollback of another one
+            was cut off.
         """
+        demand_whole(Standstill(WORK), self.path)
+        if not os.path.lexists(self.path) and snapshots.is_subvolume(self.draft):
+            return  # of a run that was cut off, which is finished
         place = snapshots.look(self.path)
         if not place or not place.is_subvolume:
             raise btrfs.BtrfsError(f"path={self.path} is no subvolume of a Btrfs")
@@ -174,7 +243,8 @@ class Rollback:
         place = snapshots.look(self.old)
         if not place:
             raise btrfs.BtrfsError(f"{self.old} is gone")
-        os.setxattr(self.old, snapshots.ATTRIBUTE, place.uuid.encode())
+        for attribute in (snapshots.KEPT, snapshots.ATTRIBUTE):
+            os.setxattr(self.old, attribute, place.uuid.encode())
         # Held before it is there, since retention may look at any time.
         hold = os.path.join(HOLDS, snapshots.hold_name("rollback", self.folder, self.name))
         replace(hold, f"{place.uuid}\n".encode(), 0, 0, 0o600)
@@ -198,9 +268,9 @@ class Rollback:
 
     def run(self, text: str) -> tuple[str, list[str]]:
         """Roll back; return what was kept, and what runs again."""
-        standstill, kept = Standstill("rollback"), ""
+        standstill, kept = Standstill(WORK), ""
         try:
-            standstill.begin(self.users)
+            standstill.begin(self.users, [f"{self.unit} {self.path}"])
             if self.unit:
                 demand(["systemctl", "stop", self.unit])
             self.finish()
@@ -208,9 +278,11 @@ class Rollback:
             kept = self.keep()
         finally:
             # Whatever happened: what is there is better than nothing.
-            if self.unit:
-                demand(["systemctl", "start", self.unit])
-            resumed = standstill.end(kept=kept)
+            try:
+                mount(standstill)
+            finally:
+                # What needs the mount does not start without it, and is remembered then.
+                resumed = standstill.end(kept=kept)
         return kept, resumed
 
 
@@ -218,27 +290,35 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
-            "folder": {"type": "path", "required": True},
+            "path": {"type": "path"},
+            "folder": {"type": "path"},
             "name": {"type": "str", "default": ""},
             "to": {"type": "str", "default": "newest"},
             "mount_unit": {"type": "str", "default": ""},
             "users": {"type": "list", "elements": "str", "default": []},
+            "state": {
+                "type": "str",
+                "choices": ["rolled_back", "resumed"],
+                "default": "rolled_back",
+            },
         },
+        required_if=[("state", "rolled_back", ("path", "folder"))],
         supports_check_mode=True,
     )
     try:
+        if module.params["state"] == "resumed":
+            resumed = resume(module.check_mode)
+            module.exit_json(changed=bool(resumed), resumed=resumed)
         rollback = Rollback(module.params)
         text = rollback.chosen(module.params["to"])
         kept, resumed = "", list[str]()
+        rollback.check()
         if not module.check_mode:
-            if os.path.lexists(rollback.path):
-                rollback.check()
             kept, resumed = rollback.run(text)
         diff = {"before": f"{rollback.path}: as it is\n", "after": f"{rollback.path}: {text}\n"}
         module.exit_json(changed=True, snapshot=text, kept=kept, resumed=resumed, diff=diff)
     except (btrfs.BtrfsError, StandstillError, OSError, ValueError) as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=told(error))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ options:
         description: Most that it may refer to, such as V(20G), with K, M, G or T; V(none) for no
           limit. Quotas of the filesystem are switched on where one is wanted.
         type: str
+  wait:
+    description: Seconds to wait until what is there is counted, where quotas are switched on. It is
+      counted to its end all the same.
+    type: int
+    default: 60
 attributes:
   check_mode:
     description: Says what would be done.
@@ -95,9 +100,11 @@ altered:
   returned: success
 """
 
+import contextlib
 import os
 import re
 import stat
+import subprocess
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -105,6 +112,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _btrfs as btrfs,
     _snapshots as snapshots,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 from ansible_collections.nas.assistant.plugins.module_utils._files import (
     FilesError,
     group_id,
@@ -176,14 +184,13 @@ def look(place: str, quotas: dict[int, dict[str, int]], number: int) -> State:
 class Subvolumes:
     """One run over the subvolumes of one filesystem."""
 
-    def __init__(
-        self, pool: str, filesystem: str, entries: list[dict[str, Any]], check_mode: bool
-    ) -> None:
-        self.pool = pool
-        self.filesystem = filesystem
+    def __init__(self, params: dict[str, Any], check_mode: bool) -> None:
+        self.pool: str = params["pool"]
+        self.filesystem: str = params["filesystem"]
+        self.wait: int = params["wait"]
         self.check_mode = check_mode
-        self.wishes = {entry["path"]: wanted(entry) for entry in entries}
-        if len(self.wishes) < len(entries):
+        self.wishes = {entry["path"]: wanted(entry) for entry in params["subvolumes"]}
+        if len(self.wishes) < len(params["subvolumes"]):
             raise btrfs.BtrfsError("subvolumes: one path is given twice")
         self.made: list[str] = []
         self.altered: list[str] = []
@@ -230,7 +237,7 @@ class Subvolumes:
             if os.path.lexists(os.path.join(above, rest)):
                 raise btrfs.BtrfsError(
                     f"{os.path.join(above, rest)} is left of a rollback that was cut off: run that "
-                    "rollback again, which finishes it"
+                    "rollback again, which finishes it and starts what stands still since"
                 )
         if os.path.lexists(place) and not snapshots.is_subvolume(place):
             raise btrfs.BtrfsError(
@@ -243,8 +250,14 @@ class Subvolumes:
         self.diff.append({"before": "quotas: off\n", "after": "quotas: on\n"})
         if not self.check_mode:
             btrfs.call("btrfs", "quota", "enable", self.pool)
-            # What is there already is counted once; limits hold from then on. 1: it was at it.
-            btrfs.call("btrfs", "quota", "rescan", "-w", self.pool, accepted=(0, 1))
+            # What is there already is counted once, by the kernel, for hours perhaps; limits hold
+            # from then on. The command only asks for it and waits; it fails where it is at it.
+            command = ["btrfs", "quota", "rescan", "-w", self.pool]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = run(command, max(1, self.wait))
+                if done.returncode not in (0, 1):
+                    said = " ".join(done.stderr.split())
+                    raise btrfs.BtrfsError(f"{' '.join(command)}: {said}")
 
     def settle(
         self, path: str, wish: State, quotas: dict[int, dict[str, int]], number: int | None
@@ -312,13 +325,12 @@ def main() -> None:
                     "quota": {"type": "str"},
                 },
             },
+            "wait": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
     )
     try:
-        pool, filesystem = module.params["pool"], module.params["filesystem"]
-        wishes = module.params["subvolumes"]
-        module.exit_json(**Subvolumes(pool, filesystem, wishes, module.check_mode).run())
+        module.exit_json(**Subvolumes(module.params, module.check_mode).run())
     except (btrfs.BtrfsError, FilesError, OSError, ValueError) as error:
         module.fail_json(msg=str(error))
 

@@ -17,6 +17,9 @@ description:
     goes on taking room until you remove it.
   - A folder that is empty, missing, or mounted already is passed over. One that holds something is
     refused unless it may be copied, and so is one where something else is mounted.
+  - A mount or a subvolume in a folder is refused, since a copy would lack it. What Docker mounts
+    for its containers goes when they stop, so it is refused only where it stays, and all is
+    started again by O(state=resumed).
   - M(ansible.posix.synchronize) copies between machines. Take this one where services are to be
     stopped for it and the copy is to be proven.
 author:
@@ -112,6 +115,7 @@ resumed:
 import contextlib
 import glob
 import os
+import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -120,11 +124,21 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _snapshots as snapshots,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
+    DOCKER,
     Standstill,
     StandstillError,
     demand,
+    running,
 )
 
+# What Docker mounts in its data root for containers that run, and unmounts when they stop: their
+# filesystems, their memory and secrets, volumes of its driver "local" that are mounts of something
+# else, and what its plugins show to containers. Not those of its driver "zfs": its images are
+# datasets, which no copy has.
+OF_CONTAINERS = re.compile(
+    r".*/((overlay2|fuse-overlayfs)/[^/]+/merged|rootfs/[^/]+/[^/]+|containers/[^/]+/mounts/.+"
+    r"|volumes/[^/]+/_data|plugins/[^/]+/propagated-mount)"
+)
 SHOWN = 5  # entries that a message names
 # Everything as it is, within one filesystem; numbers, since names may differ in a chroot. What
 # Btrfs keeps in attributes, such as compression, is the new place's own.
@@ -169,7 +183,7 @@ def to_copy(folders: list[dict[str, Any]], begun: list[str], remedy: str) -> lis
         f"{inner} in {folder['path']} is a mount or a subvolume of its own, which would not be "
         "copied. Unmount or move it first"
         for folder in found
-        if folder["allowed"] and (inner := first_apart(folder["path"], points))
+        if folder["allowed"] and (inner := first_apart(folder["path"], points, will_go(folder)))
     ]
     refused += [
         f"{folder['path']} holds {_named(_held(folder['path']))}, which {folder['to']} would hide"
@@ -204,17 +218,55 @@ def is_right(folder: dict[str, Any]) -> bool:
     )
 
 
-def first_apart(path: str, points: set[str]) -> str:
-    """Return a folder below a path that is on another filesystem, or an empty text."""
+def will_go(folder: dict[str, Any]) -> bool:
+    """Whether containers will be stopped for a folder, with whom their mounts go."""
+    return DOCKER in folder["users"] and bool(running([DOCKER]))
+
+
+def demand_whole(paths: list[str]) -> None:
+    """See that a copy of folders lacks nothing, once their users have stopped.
+
+    :raises CopyError: something is mounted in one of them still; names it.
+    """
+    points = mount_points()
+    left = [inner for path in paths if (inner := first_apart(path, points))]
+    if left:
+        raise CopyError(
+            f"{_named(left)} is a mount or a subvolume of its own still, although what uses it has "
+            "stopped, and would not be copied. Unmount it (umount), or remove the container or the "
+            "volume that it belongs to, and run again; nothing was copied"
+        )
+
+
+def first_apart(path: str, points: set[str], passing: bool = False) -> str:
+    """Return a folder below a path that is on another filesystem, or an empty text.
+
+    :param points: where anything is mounted.
+    :param passing: whether what Docker mounts for its containers is passed over, with all in it.
+    """
+
+    def passes(inner: str) -> bool:
+        return passing and bool(OF_CONTAINERS.fullmatch(inner))
+
     for point in sorted(points):
-        if point.startswith(f"{path}/"):
+        if point.startswith(f"{path}/") and not passes(point):
             return point
     device = os.lstat(path).st_dev
     for folder, names, _ in os.walk(path):
+        entered = []
         for name in names:
             inner = os.path.join(folder, name)
-            if os.lstat(inner).st_dev != device:
+            try:
+                apart = os.lstat(inner).st_dev != device
+            except (FileNotFoundError, NotADirectoryError):  # whoever uses it goes on
+                continue
+            # Mounted since the points were read, perhaps.
+            if (apart or inner in points) and passes(inner):
+                continue
+            if apart:
                 return inner
+            entered.append(name)
+        names[:] = entered
     return ""
 
 
@@ -308,6 +360,7 @@ def main() -> None:
         if found and not module.check_mode:
             users = [unit for folder in found for unit in folder["users"]]
             standstill.begin(dict.fromkeys(users), [folder["to"] for folder in found])
+            demand_whole([folder["path"] for folder in found])
             for folder in found:
                 copy(folder["path"], folder["to"])
         paths = [folder["path"] for folder in found]

@@ -16,19 +16,20 @@ description:
   - Files that are the same, by checksum, are not written. Datasets inside of it are left alone.
   - What was there is held (C(zfs holds)) until the next rollback, so that no retention takes it.
   - What uses the dataset stands still for the time, and is started again whatever happens. A run
-    that was cut off is finished by running it again.
+    that was cut off is finished by running it again. Where it had changed nothing yet,
+    O(state=resumed) starts what it had stopped.
 author:
   - The nas.assistant contributors
 requirements:
   - On the NAS, ZFS, C(rsync), and root.
 options:
   dataset:
-    description: The dataset, which is mounted.
+    description: The dataset, which is mounted. Needed with O(state=rolled_back).
     type: str
-    required: true
   to:
     description: Name of the snapshot, without the dataset's, such as C(nas.20250131T040000Z); with
-      V(newest), the newest that the NAS made.
+      V(newest), the newest that the NAS made, that is not dated after now and that no rollback
+      kept, so that the same again does not bring back what was to go.
     type: str
     default: newest
   users:
@@ -36,9 +37,15 @@ options:
     type: list
     elements: str
     default: []
+  state:
+    description: V(rolled_back) brings it back. V(resumed) starts what a run that was cut off left
+      standing, of whatever dataset; it refuses to where that one is not whole.
+    type: str
+    choices: [rolled_back, resumed]
+    default: rolled_back
 attributes:
   check_mode:
-    description: Says which snapshot it would be.
+    description: Says which snapshot it would be, and refuses what would be refused.
     support: full
   diff_mode:
     description: Shows the snapshot.
@@ -57,11 +64,11 @@ RETURN = r"""
 snapshot:
   description: Name of the snapshot that it was brought back to.
   type: str
-  returned: success
+  returned: with O(state=rolled_back)
 kept:
   description: Name of the snapshot of what was there before.
   type: str
-  returned: success
+  returned: with O(state=rolled_back)
 resumed:
   description: Units and containers that were started again.
   type: list
@@ -105,12 +112,50 @@ def chosen(name: str, to: str, kept: list[str]) -> str:
     there = zfs.snapshots(name, zfs_snapshots.PROPERTY)
     own = zfs.dataset(name).guid
     ours = [each for each in there if each.mark == own and f"{name}@{each.text}" not in kept]
+    # To what a rollback kept, one goes back by its name: the same command twice would bring it back
+    # otherwise.
+    earlier = {
+        each.text for each in zfs.snapshots(name, zfs_snapshots.KEPT) if each.mark == own != ""
+    }
+    now = int(time.time())
+    ours = [each for each in ours if each.text not in earlier and each.time <= now]
     if to == "newest" and ours:
         return str(max(ours, key=lambda each: each.time).text)
     if to in [each.text for each in there]:
         return to
     known = ", ".join(each.text for each in there) or "none"
-    raise zfs.ZfsError(f"to={to!r} is no snapshot of {name}, which has {known}")
+    apart = ", which others made, rollbacks kept or which are dated after now: name one"
+    raise zfs.ZfsError(
+        f"to={to!r} is no snapshot of {name}, which has {known}"
+        f"{apart if to == 'newest' and there else ''}"
+    )
+
+
+def demand_whole(standstill: Standstill, but: str = "") -> None:
+    """Refuse to go on where a rollback was cut off in its midst.
+
+    :param but: the dataset that is worked on.
+    :raises ZfsError: another one may be half of one state and half of another; says what stands
+        still.
+    """
+    others = [name for note in standstill.notes if (name := note.partition("@")[0]) != but]
+    # Of one that failed, all was started again, and its owner was told.
+    if others and standstill.stopped:
+        raise zfs.ZfsError(
+            f"{', '.join(others)}: a rollback was cut off, and {', '.join(standstill.stopped)} "
+            "stand still. Run that rollback again: it is finished then, and what stands still is "
+            f"started. If there is nothing to bring back any more, remove {standstill.path}"
+        )
+
+
+def resume(check_mode: bool) -> list[str]:
+    """Start what a rollback that was cut off left standing; return what runs again."""
+    standstill = Standstill(WORK)
+    demand_whole(standstill)
+    resumed: list[str] = standstill.stopped
+    if resumed and not check_mode:
+        resumed = standstill.end(standstill.notes)
+    return resumed
 
 
 def keep(name: str, standstill: Standstill) -> str:
@@ -121,7 +166,7 @@ def keep(name: str, standstill: Standstill) -> str:
         dataset, _, text = note.partition("@")
         if dataset == name and text in taken:
             return str(text)
-    text = zfs_snapshots.make(name, int(time.time()))
+    text = zfs_snapshots.make(name, int(time.time()), kept=True)
     zfs.call("zfs", "hold", HOLD, f"{name}@{text}")
     standstill.notes = [*standstill.notes, f"{name}@{text}"]
     standstill.save()
@@ -182,15 +227,26 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "dataset": {"type": "str", "required": True},
+            "dataset": {"type": "str"},
             "to": {"type": "str", "default": "newest"},
             "users": {"type": "list", "elements": "str", "default": []},
+            "state": {
+                "type": "str",
+                "choices": ["rolled_back", "resumed"],
+                "default": "rolled_back",
+            },
         },
+        required_if=[("state", "rolled_back", ("dataset",))],
         supports_check_mode=True,
     )
     params: dict[str, Any] = module.params
     try:
-        text = chosen(params["dataset"], params["to"], Standstill(WORK).notes)
+        if params["state"] == "resumed":
+            resumed = resume(module.check_mode)
+            module.exit_json(changed=bool(resumed), resumed=resumed)
+        standstill = Standstill(WORK)
+        demand_whole(standstill, params["dataset"])
+        text = chosen(params["dataset"], params["to"], standstill.notes)
         kept, resumed = "", list[str]()
         if not module.check_mode:
             kept, resumed = roll_back(params["dataset"], text, params["users"])

@@ -185,11 +185,29 @@ def test_it_grows_and_shrinks(call: Call, make_disks: Disks, folder: Path) -> No
     assert sh("wipefs", devices[0]) == ""
 
 
-def test_a_failed_device_is_replaced_with_the_data_intact(
+def test_one_that_is_adopted_is_not_said_to_be_a_mirror(
     call: Call, make_disks: Disks, folder: Path
 ) -> None:
-    lost, left, new = make_disks(3)
-    want(call, devices=[lost, left], format=True)
+    devices = make_disks(2)
+    sh("mkfs.btrfs", "-q", "-L", "photos", devices[0])
+    uuid = sh("blkid", "-p", "-o", "value", "-s", "UUID", devices[0]).strip()
+    point = mount(devices[0], folder / "tank")
+    grown = want(call, uuid=uuid, devices=devices, format=True)
+    assert grown["done"] == [f"add {devices[1]}"]
+    assert grown["unmirrored"] == ["data (single)", "metadata (dup)"]
+    assert want(call, uuid=uuid, data="single")["unmirrored"] == ["metadata (dup)"]
+    # Asked for, it becomes one.
+    wish = {"uuid": uuid, "devices": devices, "data": "raid1", "metadata": "raid1"}
+    assert want(call, **wish)["unmirrored"] == []
+    assert profiles(point) == {"data": ["raid1"], "system": ["raid1"], "metadata": ["raid1"]}
+
+
+@pytest.mark.parametrize("adopted", [False, True])
+def test_a_failed_device_is_replaced_with_the_data_intact(
+    call: Call, make_disks: Disks, folder: Path, adopted: bool
+) -> None:
+    lost, left, new = make_disks(3, 512 << 20)
+    uuid = want(call, devices=[lost, left], format=True)["uuid"]
     point = mount(left, folder / "tank")
     before = fill(point)
     sh("umount", str(point))
@@ -202,8 +220,14 @@ def test_a_failed_device_is_replaced_with_the_data_intact(
         assert (idle["changed"], idle["missing"], idle["mounted"]) == (False, 1, False)
     mount(left, point, "degraded")
     (point / "while").write_text("degraded")
+    # More than the mirror's chunks have room for: the next ones have no mirror.
+    (point / "file of a degraded pool").write_bytes(os.urandom(128 << 20))
     sh("sync", "-f", str(point))
-    wish = {"devices": [new, left], "data": "raid1", "metadata": "raid1", "format": True}
+    before = digests(point)
+    profiled = {"data": "raid1", "metadata": "raid1"}
+    # Of one that is adopted no profile is asked for: what was a mirror becomes one again.
+    wish = {"devices": [new, left], "format": True, **({"uuid": uuid} if adopted else profiled)}
+    assert "single" in profiles(point)["data"]
     plan = want(call, check=True, **wish)
     assert plan["done"][0] == f"replace device 1 by {new}"
     repaired = want(call, **wish)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ class Volume:
         (volume,) = self.call(btrfs_snapshot.main, volumes=[wish])["volumes"]
         return str(volume["made"][0])
 
-    def back(self, to: str = "newest", check: bool = False) -> dict[str, Any]:
+    def back(self, to: str = "newest", check: bool = False, **more: Any) -> dict[str, Any]:
         self.time += 60
-        where = {"path": str(self.path), "folder": str(self.folder)}
+        where = {"path": str(self.path), "folder": str(self.folder), **more}
         return self.call(btrfs_rollback.main, check=check, to=to, **where)
 
     def write(self, text: str) -> None:
@@ -112,9 +112,119 @@ def test_subvolumes_in_it_are_not_lost(volume: Volume) -> None:
     volume.write("one")
     volume.snapshot()
     sh("btrfs", "subvolume", "create", str(volume.path / "inner"))
-    answer = volume.back()
-    assert "other subvolumes lie in it (documents/inner)" in answer["msg"]
+    for check in (True, False):
+        answer = volume.back(check=check)
+        assert "other subvolumes lie in it (documents/inner)" in answer["msg"]
     assert (volume.path / "inner").is_dir()
+
+
+def test_the_same_again_does_not_bring_back_the_ruin(volume: Volume) -> None:
+    volume.write("one")
+    first = volume.snapshot()
+    ruins = []
+    for ruin in ("ruined", "ruined again"):
+        volume.write(ruin)
+        answer = volume.back()
+        assert answer["snapshot"] == first
+        assert volume.read() == "one"
+        ruins.append(answer["kept"])
+    # Only by its name. What is made of it afterwards is a state as any other.
+    volume.back(ruins[0])
+    assert volume.read() == "ruined"
+    volume.write("mended")
+    mended = volume.snapshot()
+    volume.write("ruined once more")
+    assert volume.back()["snapshot"] == mended
+    assert volume.read() == "mended"
+    for name in (first, mended):
+        sh("btrfs", "subvolume", "delete", str(volume.folder / name))
+    said = volume.back()["msg"]
+    assert f"there are {ruins[0]}, {ruins[1]}, " in said
+    assert "which rollbacks kept or which are dated after now: name one" in said
+
+
+def test_what_is_dated_after_now_is_not_the_newest(volume: Volume) -> None:
+    volume.write("one")
+    first = volume.snapshot()
+    volume.time += 1_000_000
+    volume.write("while the clock was wrong")
+    ahead = volume.snapshot()
+    volume.time -= 1_000_000
+    assert volume.back()["snapshot"] == first
+    assert volume.back(ahead)["snapshot"] == ahead
+
+
+class Units:
+    """Units of systemd that run, one of which cannot be started."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.running = {"srv-documents.mount", "smbd.service"}
+        self.broken = ""
+        self.started: list[str] = []
+        monkeypatch.setattr(_standstill, "SETTLE", 0.0)
+        monkeypatch.setattr(_standstill, "running", lambda units: [*self.running & {*units}])
+        monkeypatch.setattr(_standstill, "demand", self.demand)
+        monkeypatch.setattr(btrfs_rollback, "demand", self.demand)
+
+    def demand(self, argv: Sequence[str]) -> str:
+        _, verb, *units = argv
+        if verb == "stop":
+            self.running -= {*units}
+            return ""
+        self.started += units
+        self.running |= {*units} - {self.broken}
+        if self.broken in units:
+            raise _standstill.StandstillError(f"systemctl start {self.broken}: it is broken")
+        return ""
+
+
+@pytest.fixture
+def units(monkeypatch: pytest.MonkeyPatch) -> Units:
+    return Units(monkeypatch)
+
+
+USED: dict[str, Any] = {"mount_unit": "srv-documents.mount", "users": ["smbd.service"]}
+
+
+def test_what_stood_still_goes_on_although_the_mount_does_not(volume: Volume, units: Units) -> None:
+    volume.write("one")
+    volume.snapshot()
+    units.broken = "srv-documents.mount"
+    assert "srv-documents.mount: it is broken" in volume.back(**USED)["msg"]
+    assert "smbd.service" in units.running
+    # What failed first is said first.
+    (volume.path.parent / ".documents.before/something").mkdir(parents=True)
+    said = volume.back(**USED)["msg"]
+    assert said.index("Directory not empty") < said.index("Then systemctl start srv-documents")
+
+
+def test_what_a_run_that_was_cut_off_left_standing_goes_on(
+    volume: Volume, units: Units, call: Call
+) -> None:
+    assert not call(btrfs_rollback.main, state="resumed")["changed"]
+    standstill = _standstill.Standstill("rollback")
+    standstill.begin(["smbd.service"], [f"srv-documents.mount {volume.path}"])
+    units.running.clear()
+    # In its midst, nothing is started, and no other volume is worked on.
+    old = volume.path.parent / ".documents.before"
+    os.rename(volume.path, old)
+    other = {"path": str(volume.path.parent / "photos"), "folder": str(volume.folder)}
+    sh("btrfs", "subvolume", "create", other["path"])
+    sh("btrfs", "subvolume", "create", str(volume.path))
+    wish = {"path": other["path"], "folder": other["folder"]}
+    (made,) = call(btrfs_snapshot.main, volumes=[wish])["volumes"]
+    assert made["made"]
+    for arguments in ({"state": "resumed"}, other):
+        said = call(btrfs_rollback.main, **arguments)["msg"]
+        assert f"{volume.path}: a rollback of it was cut off ({old} is left of it), and" in said
+        assert "smbd.service stand still" in said
+    assert units.started == []
+    sh("btrfs", "subvolume", "delete", str(volume.path))
+    os.rename(old, volume.path)
+    assert call(btrfs_rollback.main, check=True, state="resumed")["changed"]
+    assert call(btrfs_rollback.main, state="resumed")["resumed"] == ["smbd.service"]
+    assert units.started == ["srv-documents.mount", "smbd.service"]
+    assert not call(btrfs_rollback.main, state="resumed")["changed"]
 
 
 @pytest.mark.parametrize("step", ["copied", "moved away", "swapped"])
@@ -147,8 +257,8 @@ def test_what_is_written_meanwhile_is_not_lost(volume: Volume) -> None:
     with (volume.path / "file").open("a") as stream:  # of somebody who was not stopped
         answer = volume.back()
         stream.write(" and late")
-    assert (volume.path / "file").read_text() == "one"
-    assert answer["kept"] in [path.name for path in volume.folder.iterdir()]
+    assert volume.read() == "one"
+    assert (volume.folder / answer["kept"] / "file").read_text() == "one and late"
 
 
 def test_a_link_in_the_way_is_not_followed(volume: Volume, pool: Path) -> None:

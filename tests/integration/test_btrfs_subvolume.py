@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,25 @@ def test_what_differs_is_altered_and_nothing_else(call: Call, pool: Path) -> Non
     assert "mode: 0500" in found["diff"][0]["before"]
     assert "quota: 33554432" in found["diff"][0]["after"]
     assert want(call, pool, {"path": "a", "quota": "none", "compression": ""})["changed"]
+
+
+def test_counting_what_is_there_is_not_waited_for_without_end(
+    call: Call, pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a large pool it takes hours."""
+
+    def run(argv: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        raise subprocess.TimeoutExpired(argv, timeout)
+
+    monkeypatch.setattr(btrfs_subvolume, "run", run)
+    wish = [{"path": "small", "quota": "16M"}]
+    answer = call(btrfs_subvolume.main, pool=str(pool), subvolumes=wish, wait=1)
+    assert answer["made"] == ["small"]
+    assert "16777216" in sh("btrfs", "qgroup", "show", "-re", "--raw", str(pool / "small"))
+    assert not want(call, pool, *wish)["changed"]
+    monkeypatch.undo()
+    sh("btrfs", "quota", "disable", str(pool))
+    assert want(call, pool, *wish)["altered"] == ["small"]
 
 
 def test_a_quota_is_hit(call: Call, pool: Path) -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.nas.assistant.plugins.module_utils import _standstill
+from ansible_collections.nas.assistant.plugins.module_utils._standstill import Standstill
 from ansible_collections.nas.assistant.plugins.modules import folder_copy
 from shell import sh
 
@@ -117,6 +118,102 @@ def test_nothing_to_copy(call: Call, pool: Path, folder: Path) -> None:
         assert (answer["changed"], answer["copied"]) == (False, [])
     (folder / "file").write_text("x")
     assert "is no folder" in copied(call, folder / "file", pool / "docker")["msg"]
+
+
+@pytest.fixture
+def docker(source: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Docker's data root with a container that runs, one of whose mounts is of the same filesystem;
+    what is done to its units. Stopped, it takes away the mounts that are listed as its own."""
+    done: list[str] = []
+    for place in ("overlay2/x/merged", "containers/x/mounts/shm"):
+        (source / place).mkdir(parents=True)
+        sh("mount", "-t", "tmpfs", "tmpfs", str(source / place))
+        (source / place / "of a layer").write_text("x")
+    models = source.parent / "models"
+    models.mkdir()
+    (models / "model").write_text("large")
+    (source / "volumes/models/_data").mkdir(parents=True)
+    sh("mount", "--bind", str(models), str(source / "volumes/models/_data"))
+
+    def begin(standstill: Standstill, units: Iterable[str], notes: Iterable[str] = ()) -> None:
+        standstill.units, standstill.notes = list(units), list(notes)
+        standstill.save()
+        done.append("stopped")
+        for place in ("overlay2/x/merged", "containers/x/mounts/shm", "volumes/models/_data"):
+            if place not in done:
+                sh("umount", str(source / place))
+
+    monkeypatch.setattr(Standstill, "begin", begin)
+    monkeypatch.setattr(folder_copy, "running", list)
+    monkeypatch.setattr(_standstill, "running", list)
+    monkeypatch.setattr(_standstill, "demand", lambda argv: done.append(argv[1]))
+    monkeypatch.setattr(_standstill, "SETTLE", 0.0)
+    return done
+
+
+DOCKER = ["docker.service"]
+
+
+def test_mounts_of_containers_go_with_them(
+    call: Call, pool: Path, source: Path, docker: list[str]
+) -> None:
+    to = pool / "docker"
+    sh("btrfs", "subvolume", "create", str(to))
+    # Not of somebody whom nobody stops.
+    assert "is a mount or a subvolume of its own" in copied(call, source, to)["msg"]
+    assert docker == []
+    wish = {"path": str(source), "to": str(to), "allowed": True, "users": DOCKER}
+    planned = call(folder_copy.main, check=True, folders=[wish])
+    assert planned["copied"] == [str(source)]
+    assert copied(call, source, to, users=DOCKER)["copied"] == [str(source)]
+    for place in ("overlay2/x/merged", "containers/x/mounts/shm", "volumes/models/_data"):
+        assert list((to / place).iterdir()) == []
+    assert (to / "deep/file").read_bytes() == (source / "deep/file").read_bytes()
+    assert call(folder_copy.main, state="resumed")["resumed"] == DOCKER
+    assert docker == ["stopped", "start"]
+
+
+@pytest.mark.parametrize("stays", ["overlay2/x/merged", "volumes/models/_data"])
+def test_a_mount_that_stays_is_refused_and_all_goes_on(
+    call: Call, pool: Path, source: Path, docker: list[str], stays: str
+) -> None:
+    to = pool / "docker"
+    sh("btrfs", "subvolume", "create", str(to))
+    docker.append(stays)
+    said = copied(call, source, to, users=DOCKER)["msg"]
+    assert f"{source / stays} is a mount or a subvolume of its own still" in said
+    assert list(to.iterdir()) == []
+    assert call(folder_copy.main, state="resumed")["resumed"] == DOCKER
+    assert docker == [stays, "stopped", "start"]
+
+
+def test_other_mounts_are_refused_before_anything_stops(
+    call: Call, pool: Path, source: Path, docker: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    to = pool / "docker"
+    sh("btrfs", "subvolume", "create", str(to))
+    (source / "volumes/own/_data/photos").mkdir(parents=True)
+    sh("mount", "-t", "tmpfs", "tmpfs", str(source / "volumes/own/_data/photos"))
+    said = copied(call, source, to, users=DOCKER)["msg"]
+    assert f"{source}/volumes/own/_data/photos in {source} is a mount" in said
+    sh("umount", str(source / "volumes/own/_data/photos"))
+    # What was left by one that does not run is taken away by nobody.
+    monkeypatch.setattr(folder_copy, "running", lambda _: [])
+    assert "is a mount or a subvolume of its own" in copied(call, source, to, users=DOCKER)["msg"]
+    assert docker == []
+
+
+def test_folders_may_vanish_while_they_are_looked_through(source: Path) -> None:
+    gone, seen = str(source / "deep/er"), os.lstat
+
+    def look(path: str) -> os.stat_result:
+        if path == gone:
+            raise FileNotFoundError(path)
+        return seen(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "lstat", look)
+        assert folder_copy.first_apart(str(source), set()) == ""
 
 
 def test_disk_full_leaves_the_old_one(call: Call, pool: Path, source: Path) -> None:

@@ -17,6 +17,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._pool_plan import (
     Wish,
     find,
     plan,
+    unmirrored,
 )
 
 RAID1 = {"data": "raid1", "metadata": "raid1"}
@@ -98,6 +99,49 @@ def test_profiles_are_converted_where_they_differ() -> None:
     assert not steps(wish(), there, data=["single"]).changes
     gone = wish("/dev/a", "/dev/b", gone=frozenset({"/dev/b"}), profiles={"data": "single"})
     assert not steps(gone, filesystem("/dev/a", "")).changes
+
+
+@pytest.mark.parametrize(
+    ("profiles", "expected"),
+    [
+        # Written while a device of an adopted mirror was missing, and by its owner's own tools.
+        ({"data": ["raid1", "single"]}, {"data": "raid1"}),
+        ({"metadata": ["dup", "raid1"]}, {"metadata": "raid1"}),
+        ({"system": ["raid1", "single"]}, {"metadata": "raid1"}),
+        (
+            {"data": ["single", "raid1"], "metadata": ["single", "raid1"], "system": ["raid1"]},
+            {"data": "raid1", "metadata": "raid1"},
+        ),
+        # As its owner has it.
+        ({"data": ["single"], "metadata": ["dup"], "system": ["dup"]}, {}),
+        ({"data": ["single", "dup"]}, {}),
+        ({"metadata": ["single"], "system": ["raid1", "single"]}, {}),
+        # Not plain what is meant, and not possible.
+        ({"data": ["raid1", "raid10"]}, {}),
+        ({"data": ["raid1c3", "single"]}, {}),
+    ],
+)
+def test_an_adopted_mirror_becomes_whole(
+    profiles: dict[str, list[str]], expected: dict[str, str]
+) -> None:
+    adopted = wish(uuid=ONE, profiles={"data": "", "metadata": ""})
+    assert steps(adopted, filesystem("/dev/a", "/dev/b"), **profiles).convert == expected
+    # By the replacement, and not before.
+    repair = wish("/dev/a", "/dev/c", uuid=ONE)
+    assert steps(repair, filesystem("/dev/a", ""), **profiles).convert == expected
+    assert not steps(adopted, filesystem("/dev/a", ""), **profiles).changes
+    # What is asked for counts.
+    given = {"data": "single", "metadata": "raid1"}
+    asked = wish(uuid=ONE, profiles=given)
+    converted = steps(asked, filesystem("/dev/a", "/dev/b"), **profiles).convert
+    assert {**given, **converted} == given
+
+
+def test_what_has_no_mirror_and_was_not_asked_for() -> None:
+    there = {"data": ["single"], "metadata": ["dup"], "system": ["dup"]}
+    assert unmirrored(wish(uuid=ONE), there) == {"data": "single", "metadata": "dup"}
+    assert unmirrored(wish(profiles={"data": "single"}), there) == {"metadata": "dup"}
+    assert unmirrored(wish(), {"data": ["raid1", "single"], "metadata": ["raid5"]}) == {}
 
 
 @pytest.mark.parametrize(

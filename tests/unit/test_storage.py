@@ -71,6 +71,9 @@ def test_one_word_or_many() -> None:
     assert one(scrub="weekly")["scrub"] == "weekly"
     assert volume(snapshots={})["snapshots"] == {}
     assert volume(snapshots={"every": "1d"})["snapshots"] == {"every": "1d", "keep": {"last": 3}}
+    for every in ("0", "0m", "15m", "900s", "45m", "1h", "2w"):
+        assert volume(snapshots={"every": every})["snapshots"]["every"] == every
+    assert volume(snapshots={"every": 0})["snapshots"]["every"] == "0"
 
 
 def test_docker_waits_for_what_it_writes_to() -> None:
@@ -148,6 +151,13 @@ def test_units_are_named_as_systemd_names_them(path: str) -> None:
         (
             {"volumes": [{"name": "a", "snapshots": {"every": "1hour"}}]},
             "every='1hour' is not such",
+        ),
+        *(
+            (
+                {"volumes": [{"name": "a", "snapshots": {"every": every}}]},
+                f"tank: volume a: snapshots.every={every}: whether one is due is looked each",
+            )
+            for every in ("5m", "20m", "1s", "61m")
         ),
         (
             {"volumes": [{"name": "a", "snapshots": {"keep": {"foo": 1}}}]},

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +17,13 @@ from ansible_collections.nas.assistant.plugins.filter.storage import (
     storage_pools,
 )
 from ansible_collections.nas.assistant.plugins.module_utils import (
+    _standstill,
     _zfs as zfs,
     _zfs_plan as zfs_plan,
     _zfs_snapshots as zfs_snapshots,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._standstill import Standstill
+from ansible_collections.nas.assistant.plugins.modules import zfs_rollback
 
 A, B, C, D = (f"/dev/disk/by-id/ata-EXAMPLE-{number}" for number in range(1, 5))
 
@@ -299,16 +305,26 @@ class FakeZfs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.there: list[zfs.Snapshot] = []
+        self.kept: set[str] = set()
         self.now = 1_738_296_000  # 2025-01-31T04:00:00Z
         monkeypatch.setattr(zfs, "dataset", lambda name: zfs.Dataset(name, "42", "/srv", True))
-        monkeypatch.setattr(zfs, "snapshots", lambda name, mark: list(self.there))
+        monkeypatch.setattr(zfs, "snapshots", self.snapshots)
         monkeypatch.setattr(zfs, "call", self.call)
         monkeypatch.setattr(zfs_snapshots.time, "time", lambda: self.now)
 
+    def snapshots(self, name: str, mark: str) -> list[zfs.Snapshot]:
+        if mark == zfs_snapshots.PROPERTY:
+            return list(self.there)
+        return [replace(each, mark="42" if each.text in self.kept else "") for each in self.there]
+
     def call(self, *argv: str) -> str:
         text = argv[-1].partition("@")[2]
+        if argv[1] == "hold":
+            return ""
         if argv[1] == "snapshot":
             mark = argv[3].partition("=")[2]
+            if f"{zfs_snapshots.KEPT}=42" in argv:
+                self.kept.add(text)
             self.there.append(zfs.Snapshot(text, f"guid{len(self.there)}", self.now, False, mark))
         else:
             assert argv[:2] == ("zfs", "destroy")
@@ -344,3 +360,57 @@ def test_retention_leaves_what_is_not_its_own(
     assert outcome.held == [held.text]
     assert outcome.foreign == ["nas.20200101T000000Z"]
     assert "dependent clones" in outcome.problems[0]
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Standstill:
+    """What a rollback has stopped."""
+    monkeypatch.setattr(_standstill, "FOLDER", str(tmp_path))
+    return Standstill(zfs_rollback.WORK)
+
+
+def test_the_same_again_does_not_bring_back_the_ruin(
+    monkeypatch: pytest.MonkeyPatch, work: Standstill
+) -> None:
+    fake = FakeZfs(monkeypatch)
+    first = zfs_snapshots.make("tank/docs", fake.now)
+    kept = []
+    for _ in range(2):
+        fake.now += 60
+        assert zfs_rollback.chosen("tank/docs", "newest", []) == first
+        kept.append(zfs_rollback.keep("tank/docs", work))
+        work.notes = []
+    # A clock that was wrong, and what somebody else made.
+    fake.there += [
+        zfs.Snapshot("nas.20300101T000000Z", "ahead", fake.now + 1, False, "42"),
+        zfs.Snapshot("mine", "foreign", fake.now, False, ""),
+    ]
+    assert zfs_rollback.chosen("tank/docs", "newest", []) == first
+    for text in (*kept, "nas.20300101T000000Z", "mine"):
+        assert zfs_rollback.chosen("tank/docs", text, []) == text
+    fake.there = fake.there[1:]
+    with pytest.raises(zfs.ZfsError, match="rollbacks kept or which are dated after now: name one"):
+        zfs_rollback.chosen("tank/docs", "newest", [])
+
+
+def test_what_a_rollback_that_was_cut_off_left_standing_goes_on(
+    monkeypatch: pytest.MonkeyPatch, work: Standstill, call: Callable[..., dict[str, Any]]
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(_standstill, "demand", lambda argv: done.append(" ".join(argv[1:])))
+    monkeypatch.setattr(_standstill, "running", list)
+    monkeypatch.setattr(_standstill, "SETTLE", 0.0)
+    assert not call(zfs_rollback.main, state="resumed")["changed"]
+    work.begin(["smbd.service"], ["tank/docs@nas.20250131T040000Z"])
+    # Half of it may be of one state and half of the other.
+    for wish in ({"state": "resumed"}, {"dataset": "tank/media"}):
+        said = call(zfs_rollback.main, **wish)["msg"]
+        assert "tank/docs: a rollback was cut off, and smbd.service stand still" in said
+    assert done == ["stop smbd.service"]
+    # Stopped, and nothing more.
+    work.notes = []
+    work.save()
+    assert call(zfs_rollback.main, check=True, state="resumed")["changed"]
+    assert call(zfs_rollback.main, state="resumed")["resumed"] == ["smbd.service"]
+    assert done == ["stop smbd.service", "start smbd.service"]
+    assert not call(zfs_rollback.main, state="resumed")["changed"]

@@ -26,11 +26,13 @@ from site_lab import (
 NAME = f"pools{os.getpid()}"
 OLD, FIRST, SECOND = "/dev/vdb", "/dev/vdc", "/dev/vdd"
 ROOT, MODELS = "/var/lib/docker", "/var/lib/nas-assistant/models"
+STATE = "/var/lib/nas-assistant/state"
 PATIENCE = 900  # seconds; an emulated CPU, perhaps beside other work
 SEED = "head -c 8M /dev/urandom"
 # A stopped container with what only Docker's own storage has: a file deleted in a layer, another
 # one made, and a volume.
 KEEPER = f"""
+set -e
 docker run --name keeper --volume keepsakes:/kept --user 0 --entrypoint rm \\
   $(docker inspect -f '{{{{.Image}}}}' nas-assistant) /etc/os-release
 {SEED} > /root/mine && docker cp /root/mine keeper:/root-of-mine
@@ -39,10 +41,23 @@ docker run --name keeper --volume keepsakes:/kept --user 0 --entrypoint rm \\
 # Ids, what each differs in from its image, and bytes.
 LISTING = """
 docker ps --all --no-trunc --format '{{.ID}} {{.Names}}' | sort
-docker diff keeper
+docker diff keeper | sort
 docker images --no-trunc --quiet | sort
-docker cp keeper:/root-of-mine - | sha256sum
+docker cp keeper:/root-of-mine - | tar -xO | sha256sum
 sha256sum /var/lib/docker/volumes/keepsakes/_data/letter
+"""
+# What the assistant knows of its keys, and their use of all days, once it is written: today alone
+# would be nothing after midnight. From a copy, since root should not open the service's database.
+KEYS = """
+set -e
+sleep 15
+docker exec nas-assistant /app/start.sh keys list | sed 's/, today .*//'
+copy=$(mktemp --directory)
+cp /var/lib/nas-assistant/state/assistant.db* $copy
+python3 -c "
+import sqlite3
+print(*sqlite3.connect('$copy/assistant.db').execute('SELECT * FROM usage ORDER BY 1, 2'))"
+rm -r $copy
 """
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
@@ -65,24 +80,24 @@ def pools() -> list[Pool]:
 def test_a_pool_of_before_and_a_partition(
     playbook: Playbook, pools: list[Pool], on: Callable[[str], str]
 ) -> None:
-    on("apt-get -qq update")
-    on("apt-get -qq install --no-install-recommends btrfs-progs fdisk > /dev/null")
-    on(f"printf 'size=1G\\n size=1G\\n' | sfdisk --quiet --label gpt {OLD}")
+    apt = "apt-get -qq -o DPkg::Lock::Timeout=300"
+    on(f"{apt} update && {apt} install --no-install-recommends btrfs-progs fdisk > /dev/null")
+    table = f"printf 'size=1G\\n size=1G\\n' | sfdisk --quiet --label gpt {OLD}"
+    on(f"{table} && udevadm settle")
     uuid = on(f"mkfs.btrfs -q -L before {OLD}1 && blkid -o value -s UUID {OLD}1")
     # Without its UUID it is no pool of ours, and to be formatted it is in the way.
     whole: Pool = {"name": "parts", "devices": [OLD], "format": True}
     first: Pool = {**whole, "devices": [f"{OLD}1"]}
     assert f"{OLD} holds PMBR, gpt" in said(playbook("storage", storage_pools=[whole]))
-    assert f"{OLD}1 holds btrfs" in said(playbook("storage", storage_pools=[first]))
+    assert f"{OLD}1 holds the Btrfs" in said(playbook("storage", storage_pools=[first]))
 
     on(f"mkdir /srv/own && echo 'UUID={uuid} /srv/own btrfs noatime 0 0' >> /etc/fstab")
     on("mount /srv/own && btrfs -q subvolume create /srv/own/photos")
     on(f"{SEED} > /srv/own/photos/cat; {SEED} > /srv/own/loose; sync")
     sums = on("cd /srv/own && sha256sum photos/cat loose")
 
-    for pool in (whole, first):
-        (device,) = pool["devices"]
-        assert f"{device} is in use" in said(playbook("storage", storage_pools=[pool]))
+    for pool, reason in ((whole, f"{OLD} is in use"), (first, f"{OLD}1 holds the Btrfs")):
+        assert reason in said(playbook("storage", storage_pools=[pool]))
     assert on("cd /srv/own && sha256sum photos/cat loose") == sums
 
     photos = {
@@ -112,17 +127,26 @@ def test_dockers_root_moves_with_what_runs(
     lab: Lab, playbook: Playbook, pools: list[Pool], on: Callable[[str], str]
 ) -> None:
     on(KEEPER)
-    before, driver = on(LISTING), on("docker info -f '{{.Driver}}'")
+    on("docker exec nas-assistant /app/start.sh keys create lodger > /dev/null")
+    answers(lab)
+    before, keys, driver = on(LISTING), on(KEYS), on("docker info -f '{{.Driver}}'")
+    assert "lodger" in keys
+    # While it runs, it has mounts in Docker's root: of its layers, of its memory, of its models.
+    assert on(f"findmnt --list --noheadings --output TARGET | grep ^{ROOT}/")
     docker: dict[str, Any] = {"name": "docker", "path": ROOT}
-    tank = {"name": "tank", "devices": [FIRST, SECOND], "format": True, "volumes": [docker]}
+    state = {"name": "state", "path": STATE, "migrate": True}
+    tank = {"name": "tank", "devices": [FIRST, SECOND], "format": True, "volumes": [docker, state]}
     refused = said(playbook("storage", storage_pools=[*pools, tank]))
     assert f"{ROOT} holds" in refused
     assert on("ls /srv") == "own\npapers\nparts\nphotos\npool"
 
     docker["migrate"] = True
     worked(playbook("storage", storage_pools=[*pools, tank]))
-    assert on(f"findmnt -no FSTYPE {ROOT}") == "btrfs"
+    for place in (ROOT, STATE):
+        assert on(f"findmnt -no FSTYPE {place}") == "btrfs"
+    ready(lab)
     assert on(LISTING) == before
+    assert on(KEYS) == keys
     assert on("docker info -f '{{.Driver}}'") == driver
     answers(lab)
     assert "changed=0" in worked(playbook("storage", storage_pools=[*pools, tank]))
@@ -138,6 +162,8 @@ def test_volumes_go_back_with_those_who_need_them(
         {"name": "books", "path": "/srv/books", "needed_by": "cron.service", "snapshots": keep},
     ]
     worked(playbook("storage", storage_pools=pools))
+    # At the next quarter of an hour it would make the state that is to go the newest snapshot.
+    on("systemctl stop nas-snapshots.timer")
     on("echo one > /srv/books/page; systemctl start nas-snapshots.service")
     on(f"echo two > /srv/books/page; touch {MODELS}/stray.gguf")
     pid = "systemctl show cron --value --property MainPID"
@@ -168,18 +194,26 @@ def test_volumes_go_back_with_those_who_need_them(
 def test_all_of_it_is_there_after_a_reboot(
     lab: Lab, playbook: Playbook, pools: list[Pool], on: Callable[[str], str]
 ) -> None:
-    before = on(LISTING)
+    before, keys = on(LISTING), on(KEYS)
     reboot(lab, PATIENCE)
-    answers(lab)
+    ready(lab)
     assert on(LISTING) == before
+    assert on(KEYS) == keys
+    answers(lab)
     mounts = "/srv/own /srv/pool /srv/photos /srv/papers /srv/books"
-    for place in [*mounts.split(), ROOT, MODELS]:
+    for place in [*mounts.split(), ROOT, MODELS, STATE]:
         assert on(f"findmnt -no FSTYPE {place}") == "btrfs"
     assert "changed=0" in worked(playbook("storage", storage_pools=pools))
 
 
-def answers(lab: Lab) -> None:
-    """Wait until the assistant is ready, and ask it."""
+def ready(lab: Lab) -> None:
+    """Wait until the assistant is ready."""
     with lab.client(lab.hosts[0], PATIENCE) as client:
         wait_for(client, "/readyz", 200, PATIENCE)
+
+
+def answers(lab: Lab) -> None:
+    """Wait until the assistant is ready, and ask it."""
+    ready(lab)
+    with lab.client(lab.hosts[0], PATIENCE) as client:
         check_answer(client)

@@ -28,7 +28,13 @@ def pool(lab_host: dict[str, Any]) -> dict[str, Any]:
         "format": True,
         "volumes": [
             {"name": "models", "path": MODELS, "compression": "none", "migrate": True},
-            {"name": "documents", "path": "/srv/documents", "quota": "64M", "snapshots": snapshots},
+            {
+                "name": "documents",
+                "path": "/srv/documents",
+                "quota": "64M",
+                "snapshots": snapshots,
+                "needed_by": "cron.service",
+            },
         ],
     }
 
@@ -133,16 +139,30 @@ def test_snapshots_are_made_on_the_nas_alone(host: Host) -> None:
 def test_a_volume_goes_back_to_its_snapshot(
     playbook: Run, pool: dict[str, Any], host: Host
 ) -> None:
+    # At the next quarter of an hour it would make the state that is to go the newest snapshot.
+    host.check_output("systemctl stop nas-snapshots.timer")
     host.check_output("echo two > /srv/documents/file")
     wish = {"storage_pools": [pool], "storage_rollback": {"volume": "tank/documents"}}
+    pid = "systemctl show cron.service --value --property MainPID"
+    cron = host.check_output(pid)
+    assert cron != "0"
     unknown = {**wish, "storage_rollback": {"volume": "tank/photos"}}
     assert "one of tank/models, tank/documents" in said(playbook("rollback", **unknown))
     run = playbook("rollback", **wish)
     assert run.returncode == 0, run.stdout
     assert host.check_output("cat /srv/documents/file") == "one"
+    # What needs it stood still meanwhile, and goes on.
+    assert host.check_output("systemctl is-active cron.service") == "active"
+    assert host.check_output(pid) not in ("0", cron)
     kept = host.check_output("ls /srv/tank/.snapshots").split()[-1]
     assert f"What was there before is in {kept}" in " ".join(run.stdout.split())
     assert host.check_output(f"cat /srv/tank/.snapshots/{kept}/file") == "two"
+    # The same again does not bring back what was to go.
+    host.check_output("echo three > /srv/documents/file")
+    run = playbook("rollback", **wish)
+    assert run.returncode == 0, run.stdout
+    assert host.check_output("cat /srv/documents/file") == "one"
+    host.check_output("systemctl start nas-snapshots.timer")
 
 
 def test_it_is_mounted_before_docker_after_a_restart(
