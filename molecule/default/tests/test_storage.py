@@ -130,6 +130,9 @@ def test_snapshots_are_made_on_the_nas_alone(host: Host) -> None:
     assert host.run(f"touch /srv/tank/.snapshots/{made}/file").rc != 0
     # The next is not due yet.
     host.check_output("systemctl start nas-snapshots.service")
+    # At the disk, it goes behind everybody: 3 is idle.
+    rank = "systemctl show nas-snapshots.service --value --property IOSchedulingClass"
+    assert host.check_output(rank) == "3"
     assert host.check_output("ls /srv/tank/.snapshots").split() == [made]
     host.check_output("systemctl start nas-scrub-tank.service")
     assert "finished" in host.check_output("btrfs scrub status /srv/tank")
