@@ -25,7 +25,7 @@ COPY_KEYS = {
     *("ssh", "prune"),
 }
 DEVICE_KEYS = {"uuid", "path", "format"}
-SSH_KEYS = {"host_key", "port"}
+SSH_KEYS = {"host_key", "port", "append_only"}
 PRUNE_KEYS = {"on", "user", "repository", "environment"}
 KEEP_KEYS = {"last", "hourly", "daily", "weekly", "monthly", "yearly", "minimum", "within"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -77,7 +77,7 @@ def backup_copies(
     Each has ``name``, ``repository``, ``device`` (``uuid``, ``path``, ``format``; empty: none),
     ``schedule``, ``drill`` (empty: never), ``keep``, ``verify``, ``environment``, ``ca``,
     ``host_key``, ``options`` (for restic), ``prune`` (``on``, ``user``, ``repository``,
-    ``environment``).
+    ``environment``), ``exposed`` (whether the NAS's own rights there delete all of it).
 
     :param folder: where certificates and keys are on the NAS.
     :raises AnsibleFilterError: as ``backup_sources``.
@@ -87,6 +87,39 @@ def backup_copies(
     devices = [copy["device"] for copy in found if copy["device"]]
     _once(COPIES, [f"the device {each['uuid'] or each['path']}" for each in devices])
     return found
+
+
+def backup_left_out(
+    sources: Iterable[Mapping[str, Any]],
+    pools: Iterable[Mapping[str, Any]],
+    folders: Iterable[str] = (),
+) -> list[str]:
+    """Return what no copy has: volumes by their names, and folders.
+
+    :param sources: what ``backup_sources`` returns.
+    :param pools: what ``storage_pools`` returns.
+    :param folders: those that would be missed, wherever they lie.
+    """
+    points = {
+        f"{pool['name']}/{volume['name']}": volume["path"] or f"{pool['mount']}/{volume['name']}"
+        for pool in pools
+        for volume in pool["volumes"]
+    }
+    places = [(points.get(each["volume"], each["path"]), each["exclude"]) for each in sources]
+    taken = {place for place, _ in places}
+    missed = [name for name, point in points.items() if point not in taken]
+    for folder in folders:
+        # A source ends where another filesystem is mounted in it.
+        above = [(point, name) for name, point in points.items() if _lies_in(folder, point)]
+        point, volume = max(above, key=lambda each: len(each[0]), default=("", ""))
+        if volume not in missed and not any(
+            _lies_in(folder, place)
+            and (not point or _lies_in(place, point))
+            and not any(_lies_in(folder, f"{place}/{each}") for each in exclude)
+            for place, exclude in places
+        ):
+            missed.append(folder)
+    return missed
 
 
 def backup_told(restored: Mapping[str, Any], put: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -106,6 +139,10 @@ def backup_told(restored: Mapping[str, Any], put: Iterable[Mapping[str, Any]]) -
             rest = f"; what they replaced is in {each['kept']}" if each["kept"] else ""
             found.append(f"{each['name']}: {each['changed']} files{rest}")
     return found
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def _place(pool: Mapping[str, Any], volume: Mapping[str, Any]) -> dict[str, str]:
@@ -177,7 +214,7 @@ def _copy(entry: Any, folder: str) -> dict[str, Any]:
             f"{where}: keep.within={keep.get('within', 0)!r}: give 7d or more with prune, since "
             "what a NAS that was taken over sends is dated as it likes"
         )
-    options, host_key = _ssh(repository, entry.get("ssh"), folder, where)
+    location, options, host_key = _ssh(repository, entry.get("ssh"), folder, where)
     ca = str(entry.get("ca") or "")
     if ca and "-----BEGIN CERTIFICATE-----" not in ca:
         raise AnsibleFilterError(
@@ -187,7 +224,7 @@ def _copy(entry: Any, folder: str) -> dict[str, Any]:
         options += ["--cacert", f"{folder}/{name}.pem"]
     return {
         "name": name,
-        "repository": repository,
+        "repository": location,
         "device": device,
         "schedule": _calendar(
             entry.get("schedule", "weekly" if device else "daily"), "schedule", where
@@ -200,6 +237,7 @@ def _copy(entry: Any, folder: str) -> dict[str, Any]:
         "host_key": host_key,
         "options": options,
         "prune": prune,
+        "exposed": location.startswith(("sftp:", "/")),
     }
 
 
@@ -254,13 +292,13 @@ def _device(given: Any, where: str) -> dict[str, Any]:
     return {"uuid": uuid, "path": path, "format": flag}
 
 
-def _ssh(repository: str, given: Any, folder: str, where: str) -> tuple[list[str], str]:
-    """Return restic's options for SFTP, and the line of known_hosts."""
+def _ssh(repository: str, given: Any, folder: str, where: str) -> tuple[str, list[str], str]:
+    """Return the repository as restic takes it, its options for SSH, the line of known_hosts."""
     matched = SFTP.fullmatch(repository)
     if not repository.startswith("sftp:"):
         if given:
             raise AnsibleFilterError(f"{where}: ssh goes with a repository sftp:…")
-        return [], ""
+        return repository, [], ""
     if not matched:
         raise AnsibleFilterError(f"{where}: repository: name the user: sftp:USER@HOST:/PATH")
     given = given or {}
@@ -275,14 +313,24 @@ def _ssh(repository: str, given: Any, folder: str, where: str) -> tuple[list[str
     port = str(given.get("port") or (matched["port"] if matched[1] else None) or 22)
     if not port.isdigit():
         raise AnsibleFilterError(f"{where}: ssh: port={port!r} is no port")
+    append_only = given.get("append_only", False)
+    if not isinstance(append_only, bool):
+        raise AnsibleFilterError(
+            f"{where}: ssh: append_only={append_only!r} is neither true nor false"
+        )
     command = (
         f"ssh -i {folder}/id_ed25519 -o IdentitiesOnly=yes -o BatchMode=yes "
         f"-o StrictHostKeyChecking=yes -o UserKnownHostsFile={folder}/{where.split(': ')[1]}.hosts "
         f"-o ConnectTimeout=30 -o ServerAliveInterval=30 -p {port} "
-        f"{matched['user']}@{matched['host']} -s sftp"
+        f"{matched['user']}@{matched['host']}"
     )
     known = matched["host"] if port == "22" else f"[{matched['host']}]:{port}"
-    return ["-o", f"sftp.command={command}"], f"{known} {host_key}"
+    if not append_only:
+        return repository, ["-o", f"sftp.command={command} -s sftp"], f"{known} {host_key}"
+    # What restic asks for begins with "serve", which is no program: without a command that the
+    # server forces upon the key, there is no connection, rather than one that may delete.
+    location = f"rclone:{repository.removeprefix('sftp:')}"
+    return location, ["-o", f"rclone.program={command}"], f"{known} {host_key}"
 
 
 def _keep(given: Any, where: str) -> dict[str, Any]:
@@ -350,6 +398,7 @@ class FilterModule:
         """The filters by name."""
         return {
             "backup_copies": backup_copies,
+            "backup_left_out": backup_left_out,
             "backup_sources": backup_sources,
             "backup_told": backup_told,
         }

@@ -18,12 +18,14 @@ from ansible_collections.nas.assistant.plugins.plugin_utils._findings import (
 GOOD, NOTE, WARNING, BAD = "good", "note", "warning", "bad"
 VERDICTS = {GOOD: "well", WARNING: "needs a look", BAD: "needs help"}
 #: Free room in percent; days that a certificate has left, and that lists of packages are old;
-#: hours after which a copy that was due should be there.
+#: hours after which a copy that was due should be there; restore points that nobody has pruned.
 LIMITS = {
     "room_good": 10,
     "room_least": 3,
     "certificate": 21,
     "late": 24,
+    # A month of daily ones: who prunes monthly is well.
+    "old": 31,
     "packages": 14,
 }
 DAY, HOUR, MINUTE = 86400, 3600, 60
@@ -50,7 +52,7 @@ def status_findings(
         "pools": _pools,
         "not_mounted": _mounts,
         "snapshots": lambda part: _snapshots(part, now),
-        "copies": lambda part: _copies(part, now, allowed["late"] * HOUR),
+        "copies": lambda part: _copies(part, now, allowed),
         "failed_units": _units,
         "packages": lambda part: _packages(part, now, allowed["packages"]),
     }
@@ -229,12 +231,25 @@ def _snapshots(volumes: Iterable[Mapping[str, Any]], now: int) -> Iterator[Findi
             yield finding(check, GOOD, f"{each['count']}, the newest {_age(now, each['newest'])}")
 
 
-def _copies(copies: Iterable[Mapping[str, Any]], now: int, late: float) -> Iterator[Finding]:
+def _copies(
+    copies: Iterable[Mapping[str, Any]], now: int, limits: Mapping[str, float]
+) -> Iterator[Finding]:
+    late = limits["late"] * HOUR
     for copy in copies:
         see = f"see why (journalctl -u nas-backup@{copy['name']})"
         yield _done(f"copy {copy['name']}", copy, "", now, late, see)
         see = f"see why (journalctl -u nas-drill@{copy['name']})"
         yield _done(f"drill of {copy['name']}", copy, "drill_", now, late, see)
+        kept = copy["points"] - copy["old"]
+        if copy["old"] > max(limits["old"], kept):
+            yield finding(
+                f"old points of {copy['name']}",
+                WARNING,
+                f"keep would drop {copy['old']} of {copy['points']}",
+                f"{max(limits['old'], kept):g}",
+                "the copy grows without end, and nobody read all of it",
+                "run nas.assistant.prune, and have a timer do so (docs/backup.md, Old points)",
+            )
 
 
 def _done(check: str, copy: Mapping[str, Any], of: str, now: int, late: float, see: str) -> Finding:

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils import (
@@ -94,6 +94,8 @@ def run(settings: Settings, name: str) -> Record:
             if copy.device:
                 points = prune(repository, points, copy.keep)
         record["points"] = sum(map(plan.is_complete, points))
+        # Of what is off-site: whether anybody prunes there.
+        record["old"] = sum(map(plan.is_complete, plan.drop(points, copy.keep, now())))
         if problems:
             raise BackupError("incomplete", f"incomplete: {'; '.join(problems[:5])}")
     return record
@@ -210,18 +212,23 @@ def separate(settings: Settings, copy: Copy) -> str:
             f"device: {copy.device} is not there for {copy.name}. Connect it, and see that it has "
             "power",
         )
+    demand_apart(copy.name, devices, settings.sources)
+    return str(devices[0])
+
+
+def demand_apart(name: str, devices: Sequence[str], sources: Iterable[Source]) -> None:
+    """Refuse devices of a copy that share a disk with what is copied; names both."""
     own = {disk for device in devices for disk in block.disks(device)}
-    for source in settings.sources:
+    for source in sources:
         if not os.path.exists(source.path):
             continue
         shared = own & {disk for each in block.under(source.path) for disk in block.disks(each)}
         if shared:
             raise BackupError(
                 "device",
-                f"device: {copy.name} ({devices[0]}) is on the same disk as {source.name} "
+                f"device: {name} ({devices[0]}) is on the same disk as {source.name} "
                 f"({', '.join(sorted(shared))}), and would be lost with it. Give another disk",
             )
-    return str(devices[0])
 
 
 @contextlib.contextmanager

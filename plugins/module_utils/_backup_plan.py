@@ -187,6 +187,7 @@ def figures(records: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
         ("nas_backup_source_bytes", "bytes", "Bytes that it copied, those there before counted."),
         ("nas_backup_source_files", "files", "Files that it copied."),
         ("nas_backup_restore_points", "points", "Complete restore points in the copy."),
+        ("nas_backup_old_points", "old", "Points that are there though retention drops them."),
         ("nas_backup_drill_time_seconds", "drill_run", "When the last drill ended."),
         ("nas_backup_drill_success_time_seconds", "drill_success", "When one last succeeded."),
         ("nas_backup_drill_duration_seconds", "drill_seconds", "How long the last drill took."),

@@ -31,7 +31,10 @@ from ansible_collections.nas.assistant.plugins.module_utils._sysfs import text
 Found = dict[str, Any]
 _VERSION = "org.opencontainers.image.version"
 _PATIENCE = 30  # seconds for a command: one that asks a disk which is gone never ends
-_RECORD = ("run", "success", "cause", "points", "drill_run", "drill_success", "drill_cause")
+_RECORD = (
+    *("run", "success", "cause", "points", "old"),
+    *("drill_run", "drill_success", "drill_cause"),
+)
 # While it is there, a member of a pool of NAS takes nothing new of it; the proxy role has it too.
 _DRAINED = "/run/nas-assistant-drained"
 # What ran before a rollout, kept until the new one has proved itself; the rollout role has it too.

@@ -31,7 +31,8 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
         "no room",
         22,
         r"no space left|quota exceeded|insufficient storage|server response: 507",
-        "Make room where the copy is kept, or keep fewer points; nothing was deleted",
+        "Make room where the copy is kept, or keep fewer points; of a restore, make room on the "
+        "NAS; nothing was deleted",
     ),
     (
         "busy",
@@ -55,9 +56,11 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
         "refused",
         25,
         r"\b(401|403)\b|access ?denied|unauthorized|permission denied|request signature|"
-        r"access key id you provided|request time and the server|security token",
-        "The other side lets this NAS in no more, or not for this: see user, password, rights, and "
-        "the clock",
+        r"access key id you provided|request time and the server|security token|"
+        # What SSH says where the server forces no command upon the key, or none that is there.
+        r"command not found|allows sftp connections only",
+        "The other side lets this NAS in no more, or not for this: see user, password, rights, the "
+        "clock, and with ssh.append_only the line in authorized_keys",
     ),
     (
         "unreachable",
@@ -196,7 +199,7 @@ class Repository:
             raise self.error(words[0], f"it did not answer for {patience} s") from None
         if done.returncode not in accepted:
             said = done.stderr.strip() or (done.stdout or "").strip()
-            if "sftp session" in said:
+            if re.search("sftp session|talking HTTP to rclone", said):
                 said = f"{self._ssh_says()}\n{said}"
             raise self.error(words[0], said or f"ended with {done.returncode}")
         return done
@@ -205,9 +208,11 @@ class Repository:
         """What SSH itself says, which restic may have no time to pass on."""
         for option in self.options:
             name, _, command = option.partition("=")
-            if name == "sftp.command":
+            # To the second, restic adds words that begin so.
+            more = {"sftp.command": [], "rclone.program": ["serve"]}.get(name)
+            if more is not None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    return str(run(shlex.split(command), _PROBE).stderr.strip())
+                    return str(run([*shlex.split(command), *more], _PROBE).stderr.strip())
         return ""
 
     def error(self, word: str, said: str) -> BackupError:

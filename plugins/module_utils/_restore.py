@@ -15,7 +15,6 @@ import random
 import re
 import shutil
 import sqlite3
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +31,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 )
 from ansible_collections.nas.assistant.plugins.module_utils._backup_plan import Settings, Source
 from ansible_collections.nas.assistant.plugins.module_utils._files import replace
+from ansible_collections.nas.assistant.plugins.module_utils._model_file import GGUF_MAGIC
 from ansible_collections.nas.assistant.plugins.module_utils._restic import (
     BackupError,
     Point,
@@ -42,6 +42,10 @@ from ansible_collections.nas.assistant.plugins.module_utils._restic import (
 SAMPLE = 400
 # Files that are databases, as far as a name tells: a drill that cannot take all takes them first.
 _DATABASES = (".db", ".sqlite", ".sqlite3")
+# What the assistant reads as JSON. Of others' files by that ending, nobody knows what they may be.
+_JSON = ("keys.json", "upstreams.json", "tuned.json")
+# Each drill reads one part of all data, and the next one the next.
+_PARTS = 12
 # What restic says where a filesystem does not take an attribute.
 _ATTRIBUTES = re.compile(r"xattr|operation not supported", re.IGNORECASE)
 # The first restic that leaves holes where a file has only zeros.
@@ -86,7 +90,7 @@ def drill(settings: Settings, name: str) -> backup.Record:
     """Restore the newest point of a copy to scratch, and prove it; return its record.
 
     What does not fit is proven by a sample, another one each time; and of all data in the
-    repository a twelfth is read, so that a year of monthly drills has read all.
+    repository a twelfth is read, each time the next, so that twelve drills have read all.
 
     :raises BackupError: it is not as it was; metrics and record say so too.
     """
@@ -96,15 +100,25 @@ def drill(settings: Settings, name: str) -> backup.Record:
         backup.opened(settings, copy, write=False) as repository,
         backup.scratch(settings, copy) as top,
     ):
-        record |= _drill(settings, repository, top)
+        known = backup.records(settings).get(name, {}).get("drill_parts", 0)
+        point = plan.chosen(repository.points(settings.host), "newest", backup.now())
+        unlock(repository)
+        repository.run("check", f"--read-data-subset={part(known)}/{_PARTS}")
+        # What was read counts, whatever becomes of the rest; what was not is read the next time.
+        record["drill_parts"] = part(known)
+        record |= _drill(settings, repository, point, top)
     return record
 
 
-def _drill(settings: Settings, repository: Repository, folder: str) -> dict[str, Any]:
-    point = plan.chosen(repository.points(settings.host), "newest", backup.now())
-    unlock(repository)
-    month = time.gmtime(backup.now()).tm_mon
-    repository.run("check", f"--read-data-subset={month}/12")
+def part(known: Any) -> int:
+    """Return which part of the data a drill reads, 1 to ``_PARTS``.
+
+    :param known: the part that was read last; anything else where none was.
+    """
+    return known % _PARTS + 1 if type(known) is int else 1
+
+
+def _drill(settings: Settings, repository: Repository, point: Point, folder: str) -> dict[str, Any]:
     sources = held(repository, point)
     budget = min(settings.drill, shutil.disk_usage(folder).free // 2)
     lists = _manifests(repository, point, sources, folder)
@@ -150,7 +164,7 @@ def _drill_some(
             if entry.kind != "f":
                 continue
             # The smallest of random numbers: a fair sample of a list of unknown length.
-            first = -1 if entry.path.endswith(_DATABASES) else 0
+            first = -1 if entry.path.endswith(_DATABASES) or _is_own(entry.path) else 0
             picked.append((first + random.random(), source, entry))  # noqa: S311
             if len(picked) > 4 * SAMPLE:
                 picked = sorted(picked, key=lambda each: each[0])[:SAMPLE]
@@ -253,6 +267,25 @@ def folder(
     return Restored(found.name, "", merge.changed, merge.kept)
 
 
+def shortage(found: Held, target: str) -> str:
+    """Return what to say where a source may not fit beside what is there; else an empty text.
+
+    No more than a word of warning: what has holes, or is compressed, takes less than its size.
+    """
+    try:
+        status = os.statvfs(target)
+    except OSError:
+        return ""
+    free = status.f_bavail * status.f_frsize
+    if found.bytes <= free:
+        return ""
+    return (
+        f"{found.name}: its {found.bytes} bytes are restored beside what is there, and {free} are "
+        f"free at {target}. Unless they compress well or have holes, make room first, or restore "
+        "parts of it (path), or to another place (to)"
+    )
+
+
 def _above(listed: str, path: str) -> list[manifest.Entry]:
     """Return the folders that a path lies in, but for the topmost."""
     parts = path.split("/")
@@ -319,22 +352,38 @@ def _wrong(
 
 
 def _unsound(inside: str, entries: Iterable[manifest.Entry]) -> Iterator[str]:
-    """Return which of some files are databases that their own program finds damaged."""
+    """Return which of some files their own program would not take: databases, keys, models."""
     for path in (each.path for each in entries if each.kind == "f"):
-        place = os.path.join(inside, path)
-        try:
-            with open(place, "rb") as stream:
-                if stream.read(len(merging.SQLITE)) != merging.SQLITE:
-                    continue
-            with contextlib.closing(sqlite3.connect(place)) as database:
-                said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
-        except sqlite3.OperationalError:
-            # It wants functions of its program's, or is open elsewhere: nothing against the file.
-            continue
-        except (OSError, sqlite3.Error) as error:
-            said = str(error)
-        if said != "ok":
+        said = _unsoundness(os.path.join(inside, path))
+        if said:
             yield f"{path}: {said}"
+
+
+def _unsoundness(place: str) -> str:
+    """Return what a file's own program would say against it; an empty text: nothing."""
+    try:
+        with open(place, "rb") as stream:
+            beginning = stream.read(len(merging.SQLITE))
+        if place.endswith(".gguf") and not beginning.startswith(GGUF_MAGIC):
+            return f"is no GGUF (it begins with {beginning[:4]!r})"
+        if _is_own(place):
+            with open(place, encoding="utf-8") as text:
+                json.load(text)
+        if beginning != merging.SQLITE:
+            return ""
+        with contextlib.closing(sqlite3.connect(place)) as database:
+            said = str(database.execute("PRAGMA integrity_check(1)").fetchone()[0])
+        return "" if said == "ok" else said
+    except sqlite3.OperationalError:
+        # It wants functions of its program's, or is open elsewhere: nothing against the file.
+        return ""
+    except (OSError, ValueError, sqlite3.Error) as error:
+        return str(error)
+
+
+def _is_own(path: str) -> bool:
+    """Whether a file is one that the assistant reads as JSON, as far as a name tells."""
+    return os.path.basename(path) in _JSON
 
 
 def _pattern(place: str, path: str) -> str:

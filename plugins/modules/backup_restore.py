@@ -144,6 +144,8 @@ class Restore:
         self.here = {each.name: each for each in settings.sources}
         #: Whether all that the point holds of this NAS was brought back.
         self.is_whole = False
+        #: What its owner should know, as sentences.
+        self.warnings: list[str] = []
 
     def run(self, repository: Repository, point: Point) -> list[restore.Restored]:
         """Bring all of them back."""
@@ -155,6 +157,9 @@ class Restore:
                     f"sources: {each.name} is in the point, and is none of this NAS's "
                     "(backup_sources); give the folder to put it in with to",
                 )
+        for each in wanted if not self.params["path"] else ():
+            target = self.params["to"] or self.here[each.name].path
+            self.warnings += filter(None, [restore.shortage(each, target)])
         if self.check:
             return [restore.Restored(each.name, changed=each.files) for each in wanted]
         done: list[restore.Restored] = []
@@ -211,7 +216,11 @@ def main() -> None:
             point = plan.chosen(points, params["point"], backup.now())
             restore.unlock(repository)
             work = Restore(settings, params, module.check_mode)
-            done = work.run(repository, point)
+            try:
+                done = work.run(repository, point)
+            finally:
+                for text in work.warnings:
+                    module.warn(text)
     except TimeoutError:
         module.fail_json(msg="busy: another restore is at work")
     except (BackupError, BtrfsError, private.MountError, OSError, ValueError) as error:

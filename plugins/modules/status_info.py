@@ -106,7 +106,8 @@ snapshots:
 copies:
   description: Copies, each with C(name); when the last C(run) ended and the last C(success), the
     C(cause) of a failure, and when one was last C(due) by its timer, if it has one that runs;
-    C(points); the same of drills (C(drill_run), C(drill_success), C(drill_cause), C(drill_due)).
+    C(points), and how many of these are C(old), which retention drops; the same of drills
+    (C(drill_run), C(drill_success), C(drill_cause), C(drill_due)).
   type: list
   elements: dict
   returned: success

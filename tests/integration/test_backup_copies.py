@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.nas.assistant.plugins.filter.backup import backup_copies
-from ansible_collections.nas.assistant.plugins.modules import backup_prune
+from ansible_collections.nas.assistant.plugins.module_utils import _backup
+from ansible_collections.nas.assistant.plugins.module_utils._backup_plan import Copy
+from ansible_collections.nas.assistant.plugins.modules import backup_device, backup_prune
 from copies import CODES, Nas, listing, packs
 from shell import sh
-from sshd import Sshd
 
 
 def test_points_in_both_copies(nas: Nas) -> None:
@@ -232,6 +232,17 @@ def test_the_device_must_be_another_disk_and_there(nas: Nas) -> None:
     assert "Connect it" in nas.fails("device", "run", "usb")
 
 
+def test_a_disk_of_the_data_is_refused_before_it_is_formatted(
+    nas: Nas, call: Callable[..., dict[str, Any]]
+) -> None:
+    own = sh("findmnt", "-n", "-o", "SOURCE", "--target", str(nas.pool)).strip()
+    sources = [str(nas.documents), str(nas.folder / "nowhere")]
+    answer = call(backup_device.main, devices={"usb": nas.disk, "other": own}, sources=sources)
+    assert f"other ({own}) is on the same disk as {nas.documents}" in answer["msg"]
+    answer = call(backup_device.main, devices={"usb": nas.disk}, sources=sources)
+    assert answer["disks"] == {"usb": [Path(nas.disk).name]}
+
+
 def test_a_source_that_is_away_makes_the_point_incomplete(nas: Nas) -> None:
     for _ in range(2):
         nas.run("run", "usb")
@@ -308,14 +319,20 @@ def test_a_killed_run_leaves_nothing_and_the_next_one_works(nas: Nas) -> None:
 
 
 def test_two_runs_at_once(nas: Nas) -> None:
-    (nas.documents / "much").write_bytes(os.urandom(50 << 20))
-    first = subprocess.Popen(nas.command("run", "usb"), stdout=subprocess.DEVNULL)
-    time.sleep(0.7)
-    done = nas.call("run", "usb")
-    assert first.wait() == 0
-    # Where the first one was done within the wait for it, both are right.
-    assert done.returncode in (0, CODES["busy"])
-    nas.run("run", "offsite")
+    nas.run("run", "usb")
+    before = nas.metric("usb")
+    # As a run does that takes long.
+    with _backup.alone(Copy("usb")):
+        for word in ("run", "drill", "accept"):
+            done = nas.call(word, "usb")
+            assert done.returncode == CODES["busy"], (word, done.stdout, done.stderr)
+            assert "busy: another run is at usb" in done.stderr
+        assert "busy" in nas.restore("usb")["msg"]
+        # What another one is at says nothing of how it ends, and keeps nobody from the other copy.
+        assert nas.metric("usb") == before
+        nas.run("run", "offsite")
+    assert len(nas.points("usb")) == 1
+    nas.run("run", "usb")
 
 
 def test_a_drill_finds_a_database_that_was_copied_damaged(nas: Nas) -> None:
@@ -343,6 +360,45 @@ def test_what_is_too_large_is_drilled_by_a_sample(nas: Nas) -> None:
     # Nothing is no sample.
     nas.settings["drill"] = 1
     assert "nothing was drilled" in nas.fails("no room", "drill", "offsite")
+
+
+def test_twelve_drills_read_all_whenever_they_are(nas: Nas) -> None:
+    record = nas.state / "offsite/record.json"
+    nas.run("run", "offsite")
+    # Whatever month it is.
+    nas.run("drill", "offsite")
+    assert json.loads(record.read_text())["drill_parts"] == 1
+    nas.run("run", "offsite")
+    nas.run("drill", "offsite")
+    assert json.loads(record.read_text())["drill_parts"] == 2
+    # A pack is of the part that its name says. Where it is damaged, that part is read until it is
+    # sound.
+    pack = nas.off_site.packs[0]
+    part = int(pack.name[:2], 16) % 12 + 1
+    nas.settings["drill"] = 1_000_000  # the sample has none of the large files' data
+    sound = pack.read_bytes()
+    flip(pack)
+    for number in range(2):
+        record.write_text(json.dumps({**json.loads(record.read_text()), "drill_parts": part - 1}))
+        assert "repository contains errors" in nas.fails("damaged", "drill", "offsite"), number
+        assert json.loads(record.read_text())["drill_parts"] == part - 1
+    pack.write_bytes(sound)
+    nas.run("drill", "offsite")
+    assert json.loads(record.read_text())["drill_parts"] == part
+
+
+def test_keys_and_models_that_were_copied_damaged(nas: Nas) -> None:
+    (nas.documents / "small.gguf").write_bytes(b"GGUF and more")
+    (nas.etc / "keys.json").write_text('{"owner": {}}')
+    nas.run("run", "offsite")
+    nas.run("drill", "offsite")
+    (nas.etc / "keys.json").write_text('{"owner": {')
+    nas.run("run", "offsite")
+    assert "keys.json: Expecting" in nas.fails("differs", "drill", "offsite")
+    (nas.etc / "keys.json").write_text("{}")
+    (nas.documents / "small.gguf").write_bytes(b"<html>")
+    nas.run("run", "offsite")
+    assert "small.gguf: is no GGUF" in nas.fails("differs", "drill", "offsite")
 
 
 def test_databases_come_first_into_a_sample(nas: Nas) -> None:
@@ -419,6 +475,15 @@ def test_old_points_go_where_the_nas_has_no_say(
     assert "belongs to nobody" in call(backup_prune.main, **given)["msg"]
     os.chown(nas.off_site.folder / "nas1", 0, 0)
     assert nas.restore("offsite", point=good, sources=["tank/photos"])["changed"]
+
+
+def test_what_nobody_prunes_is_counted(nas: Nas) -> None:
+    for _ in range(4):
+        nas.run("run", "offsite")
+        nas.run("run", "usb")
+    assert len(nas.points("offsite")) == 4
+    assert 'nas_backup_old_points{copy="offsite"} 1' in nas.metric("offsite")
+    assert 'nas_backup_old_points{copy="usb"} 0' in nas.metric("usb")
 
 
 def test_who_owns_the_folders_gains_nothing_by_a_restore(nas: Nas) -> None:
@@ -529,6 +594,18 @@ def test_a_first_run_that_is_cut_off_late_knows_its_own(nas: Nas) -> None:
     nas.run("run", "usb")
 
 
+def test_what_may_have_no_room_is_said_first(nas: Nas) -> None:
+    nas.run("run", "usb")
+    assert "warnings" not in nas.restore("usb", _ansible_check_mode=True)
+    with (nas.documents / "image").open("wb") as stream:
+        stream.truncate(400 << 20)
+    nas.run("run", "usb")
+    told = str(nas.restore("usb", _ansible_check_mode=True)["warnings"])
+    assert "tank/documents: its 4" in told
+    assert f"are free at {nas.documents}" in told
+    assert "tank/photos" not in told
+
+
 def test_room_comes_back_when_fewer_are_kept(nas: Nas) -> None:
     nas.settings["copies"][1]["keep"] = {"last": 6}
     for number in range(6):
@@ -541,27 +618,3 @@ def test_room_comes_back_when_fewer_are_kept(nas: Nas) -> None:
     nas.settings["copies"][1]["keep"] = {"last": 3}
     nas.run("run", "usb")
     assert len(nas.points("usb")) == 3
-
-
-def test_sftp_with_the_options_that_the_role_gives(nas: Nas, sshd: Sshd) -> None:
-    repository = f"sftp://root@127.0.0.1:{sshd.port}/{nas.folder}/sftp"
-    keys = nas.folder / "backup"
-    keys.mkdir()
-    shutil.copy(sshd.folder / "user", keys / "id_ed25519")
-
-    def copy(key: str) -> None:
-        host_key = " ".join((sshd.folder / f"{key}.pub").read_text().split()[:2])
-        entry = {"name": "offsite", "repository": repository, "ssh": {"host_key": host_key}}
-        (made,) = backup_copies([entry], str(keys))
-        (keys / "offsite.hosts").write_text(f"{made['host_key']}\n")
-        nas.settings["copies"][0] |= {"repository": repository, "options": made["options"]}
-
-    copy("wrong")
-    nas.fails("untrusted", "run", "offsite")
-    copy("host")
-    nas.run("run", "offsite")
-    assert "proven" in nas.run("drill", "offsite")
-    (sshd.folder / "authorized").write_text("")
-    nas.fails("refused", "run", "offsite")
-    sshd.stop()
-    nas.fails("unreachable", "run", "offsite")

@@ -6,13 +6,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+from ansible_collections.nas.assistant.plugins.filter import backup, storage
 from ansible_collections.nas.assistant.plugins.filter.backup import (
     backup_copies,
+    backup_left_out,
     backup_sources,
     backup_told,
 )
@@ -22,8 +29,10 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _manifest as manifest,
     _metrics as metrics,
     _restic as restic,
+    _restore as restore,
 )
 
+ROOT = Path(__file__).parents[2]
 DAY = 86400
 NOW = 1_800_000_000
 POOLS = storage_pools([
@@ -53,6 +62,7 @@ def test_what_a_copy_leaves_out() -> None:
         "host_key": "",
         "options": [],
         "prune": {},
+        "exposed": False,
     }
     usb = copy(device={"uuid": "2f7c8a1e-0000-4000-8000-000000000001"})
     assert (usb["schedule"], usb["verify"]) == ("weekly", 100)
@@ -68,6 +78,24 @@ def test_sftp_knows_whom_it_talks_to() -> None:
     assert command.endswith("-p 22 nas1@backup.example.com -s sftp")
     other = copy(repository="sftp://nas1@backup.example.com:2222//srv", ssh={"host_key": KEY})
     assert other["host_key"].startswith("[backup.example.com]:2222 ")
+    assert other["exposed"]
+    assert copy(repository="/mnt/elsewhere")["exposed"]
+
+
+def test_ssh_where_the_server_takes_new_data_alone() -> None:
+    ssh = {"host_key": KEY, "append_only": True, "port": 2222}
+    found = copy(repository=SFTP, ssh=ssh, prune={"user": "nas1"})
+    assert found["repository"] == "rclone:nas1@backup.example.com:/srv/nas1"
+    assert not found["exposed"]
+    word, option = found["options"]
+    name, _, command = option.partition("=")
+    assert (word, name) == ("-o", "rclone.program")
+    assert "StrictHostKeyChecking=yes" in command
+    # Whatever comes after this is no program of the server's.
+    assert command.endswith("-p 2222 nas1@backup.example.com")
+    assert found["host_key"] == f"[backup.example.com]:2222 {KEY}"
+    # The controller prunes with what it may do there itself.
+    assert found["prune"]["repository"] == SFTP
 
 
 @pytest.mark.parametrize(
@@ -85,6 +113,10 @@ def test_sftp_knows_whom_it_talks_to() -> None:
         ({"device": {"path": "/dev/disk/by-id/usb"}, "verify": 10}, "leave verify away"),
         ({"repository": REST, "ca": "/etc/ca.pem"}, "a lookup reads a file"),
         ({"repository": REST, "ssh": {"host_key": KEY}}, "ssh goes with"),
+        (
+            {"repository": SFTP, "ssh": {"host_key": KEY, "append_only": "yes"}},
+            "append_only='yes' is neither true nor false",
+        ),
         ({"repository": SFTP}, "ssh-keyscan backup.example.com"),
         ({"repository": "sftp:backup.example.com:/x", "ssh": {"host_key": KEY}}, "name the user"),
         ({"repository": REST, "environment": ["A=b"]}, "environment is a dictionary"),
@@ -150,6 +182,110 @@ def test_sources_that_cannot_be(entries: list[dict[str, Any]], why: str) -> None
     with pytest.raises(AnsibleFilterError, match="backup_sources") as caught:
         backup_sources(entries, POOLS)
     assert why in str(caught.value)
+
+
+STATE, ETC = "/var/lib/nas-assistant/state", "/etc/nas-assistant"
+
+
+@pytest.mark.parametrize(
+    ("sources", "volumes", "left_out"),
+    [
+        ([{"folder": "/srv"}], [], [STATE, ETC]),
+        ([{"folder": STATE}, {"folder": ETC}], [], []),
+        ([{"folder": "/etc"}, {"folder": "/var/lib/nas-assistant"}], [], []),
+        ([{"folder": "/etc", "exclude": "nas-assistant"}, {"folder": STATE}], [], [ETC]),
+        ([{"folder": "/etc"}, {"folder": "/var/lib", "exclude": "nas-assistant"}], [], [STATE]),
+        ([{"folder": f"{ETC}/tls"}, {"folder": STATE}], [], [ETC]),
+        ([{"folder": f"{STATE}-of-another"}], [], [STATE, ETC]),
+        # On a volume, which is said once.
+        ([{"folder": ETC}], [{"name": "state", "path": STATE}], ["tank/state"]),
+        ([{"folder": ETC}, {"volume": "tank/state"}], [{"name": "state", "path": STATE}], []),
+        ([{"folder": ETC}, {"folder": STATE}], [{"name": "state", "path": STATE}], []),
+        # A folder above ends where the volume is mounted.
+        ([{"folder": "/var/lib"}], [{"name": "state", "path": STATE}], ["tank/state", ETC]),
+        (
+            [{"folder": ETC}, {"volume": "tank/all", "exclude": "state"}],
+            [{"name": "all", "path": "/var/lib/nas-assistant"}],
+            [STATE],
+        ),
+        (
+            [{"folder": ETC}, {"volume": "tank/all"}],
+            [{"name": "all", "path": "/var/lib/nas-assistant"}, {"name": "music"}],
+            ["tank/music"],
+        ),
+    ],
+)
+def test_what_no_copy_has(
+    sources: list[dict[str, Any]], volumes: list[dict[str, Any]], left_out: list[str]
+) -> None:
+    pools = storage_pools([{"name": "tank", "uuid": "1234", "volumes": volumes}] if volumes else [])
+    found = backup_left_out(backup_sources(sources, pools), pools, [STATE, ETC])
+    assert found == left_out
+
+
+def said(**variables: Any) -> list[str]:
+    """What a run of the role says before it changes anything, by an inventory."""
+
+    def trusted(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: trusted(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [trusted(each) for each in value]
+        return trust_as_template(value) if isinstance(value, str) else value
+
+    role = ROOT / "roles/backup"
+    internal = trusted(yaml.safe_load((role / "vars/main.yml").read_text()))
+    given = {"backup_state": "present", "inventory_hostname": "nas1", **internal, **variables}
+    templar = Templar(loader=DataLoader(), variables=given)
+    for plugins in (backup.FilterModule(), storage.FilterModule()):
+        for name, function in plugins.filters().items():
+            templar._engine.environment.filters[f"nas.assistant.{name}"] = function
+    return [
+        " ".join(templar.template(task["ansible.builtin.debug"]["msg"]).split())
+        for task in trusted(yaml.safe_load((role / "tasks/assert.yml").read_text()))
+        if "ansible.builtin.debug" in task and templar.evaluate_conditional(task["when"])
+    ]
+
+
+def test_a_run_says_what_its_owner_should_know() -> None:
+    ssh = {"host_key": KEY}
+    all_of_it: dict[str, Any] = {
+        "backup_sources": [{"folder": "/etc/nas-assistant"}, {"folder": STATE}],
+        "backup_copies": [
+            {"name": "offsite", "repository": SFTP, "ssh": {**ssh, "append_only": True}}
+        ],
+    }
+    all_of_it["backup_copies"][0]["prune"] = {"on": "backup.example.com"}
+    assert said(**all_of_it) == []
+    (left_out,) = said(**{**all_of_it, "backup_sources": [{"folder": "/srv"}]})
+    assert left_out.startswith(f"backup: {STATE}, {ETC} of nas1 is in no copy.")
+    (left_out,) = said(**all_of_it, assistant_data_dir="/srv/assistant")
+    assert left_out.startswith("backup: /srv/assistant/state of nas1 is in no copy.")
+    plain = {**all_of_it["backup_copies"][0], "ssh": ssh}
+    (exposed,) = said(**{**all_of_it, "backup_copies": [plain]})
+    assert exposed.startswith("backup: whoever has nas1 can delete all of offsite. Over SSH, give")
+    del plain["prune"]
+    _, unpruned = said(**{**all_of_it, "backup_copies": [plain]})
+    assert unpruned.startswith("backup: nothing deletes old restore points of offsite,")
+    assert said(backup_copies=[], backup_sources=[]) == []
+
+
+def test_a_disk_is_looked_at_before_it_is_formatted() -> None:
+    tasks = yaml.safe_load((ROOT / "roles/backup/tasks/schedule.yml").read_text())
+    order = [key for task in tasks for key in task if key.startswith("nas.assistant.")]
+    assert order.index("nas.assistant.backup_device") < order.index("nas.assistant.btrfs_pool")
+
+
+def test_all_that_the_program_imports_is_on_the_nas() -> None:
+    there = set(
+        yaml.safe_load((ROOT / "roles/backup/vars/main.yml").read_text())["__backup_modules"]
+    )
+    utils = ROOT / "plugins/module_utils"
+    for name in sorted(there):
+        found = re.findall(
+            r"^    (_\w+) as |module_utils\.(_\w+) import", (utils / name).read_text(), re.M
+        )
+        assert {f"{first or second}.py" for first, second in found} <= there, name
 
 
 def test_what_a_restore_says() -> None:
@@ -243,6 +379,9 @@ def test_which_point_is_meant() -> None:
         ),
         ("Stat: The AWS Access Key Id you provided does not exist in our records.", "refused"),
         ("subprocess ssh: nas1@x: Permission denied (publickey).", "refused"),
+        ("rclone: bash: line 1: serve: command not found\nFatal: error talking HTTP", "refused"),
+        ("rclone: This service allows sftp connections only.\nFatal: unexpected EOF", "refused"),
+        ("rclone: ssh: connect to host x port 22: Connection refused\nFatal: EOF", "unreachable"),
         ("something new", "failed"),
     ],
 )  # fmt: skip
@@ -334,11 +473,12 @@ def test_what_is_excluded_is_in_no_manifest(tmp_path: Path) -> None:
 
 
 def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
-    record = {"run": 2, "success": 1, "cause": "unreachable", "points": 3}
+    record = {"run": 2, "success": 1, "cause": "unreachable", "points": 3, "old": 1}
     found = plan.figures({"offsite": record})
     text = metrics.text(found)
     assert 'nas_backup_failed{copy="offsite",cause="unreachable"} 1\n' in text
     assert 'nas_backup_restore_points{copy="offsite"} 3\n' in text
+    assert 'nas_backup_old_points{copy="offsite"} 1\n' in text
     assert "drill_failed{" not in text
     metrics.write(str(tmp_path), "nas_backup_offsite", found)
     assert (tmp_path / "nas_backup_offsite.prom").read_text() == text
@@ -346,6 +486,61 @@ def test_metrics_are_what_prometheus_reads(tmp_path: Path) -> None:
     assert metrics.text([metrics.Metric("a", "b", [({"c": 'd"\n\\'}, 1)])]).endswith(
         'a{c="d\\"\\n\\\\"} 1\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("known", "read"),
+    # A record of before has none; nor is a damaged one a reason to read nothing.
+    [(0, 1), (1, 2), (11, 12), (12, 1), (None, 1), ("x", 1), (True, 1), (99, 4)],
+)
+def test_each_drill_reads_the_next_part(known: Any, read: int) -> None:
+    assert restore.part(known) == read
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("keys.json", b'{"owner": {}}', ""),
+        ("keys.json", b'{"owner": {', "Expecting"),
+        ("state/keys.json", b"", "Expecting value"),
+        ("upstreams.json", b"\xff\xfe", "can't decode"),
+        # Somebody's own, of which nobody knows what it may be.
+        ("settings.json", b"{ // with a word on it\n}", ""),
+        ("model.gguf", b"GGUF\x03\0\0\0", ""),
+        ("model.gguf", b"<!DOCTYPE html>", "is no GGUF (it begins with b'<!DO')"),
+        ("model.gguf", b"", "is no GGUF"),
+        ("model.gguf.part", b"", ""),
+        ("letter", b"GGUF", ""),
+        ("usage.db", b"SQLite format 3\0 and no more", "file is not a database"),
+        ("usage.db", b"something else", ""),
+    ],
+)
+def test_what_a_drill_makes_of_a_file(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    found = list(restore._unsound(str(tmp_path), manifest.walk(str(tmp_path))))
+    if said:
+        (text,) = found
+        assert text.startswith(f"{name}: ")
+        assert said in text
+    else:
+        assert found == []
+
+
+def test_a_database_that_is_whole_is_sound(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "usage.db") as database:
+        database.execute("CREATE TABLE usage (tokens INTEGER)")
+    database.close()
+    assert list(restore._unsound(str(tmp_path), manifest.walk(str(tmp_path)))) == []
+
+
+def test_what_may_not_fit_is_said(tmp_path: Path) -> None:
+    small = restore.Held("tank/a", "volumes/tank/a", "", True, 1, 1)
+    assert restore.shortage(small, str(tmp_path)) == ""
+    large = restore.Held("tank/a", "volumes/tank/a", "", True, 1, 1 << 60)
+    assert "tank/a: its 1152921504606846976 bytes" in restore.shortage(large, str(tmp_path))
+    assert restore.shortage(large, str(tmp_path / "nowhere")) == ""
 
 
 def test_settings_of_another_version_are_refused(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ SHOWN = {
 
 
 def test_copies_as_their_records_have_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record: dict[str, Any] = {"run": 9, "success": 7, "cause": "unreachable", "points": 3}
+    record: dict[str, Any] = {"run": 9, "success": 7, "cause": "unreachable", "points": 3, "old": 1}
     write(tmp_path / "offsite/record.json", json.dumps(record))
     write(tmp_path / "cut/record.json", '{"run": 9, "succ')
     monkeypatch.setattr(condition, "answer", lambda argv, patience: SHOWN[argv[2]])
@@ -69,7 +69,7 @@ def test_copies_as_their_records_have_them(tmp_path: Path, monkeypatch: pytest.M
     drill = {"drill_run": 0, "drill_success": 0, "drill_cause": "", "drill_due": None}
     offsite, usb, cut = condition.copies(settings)
     assert offsite == {"name": "offsite", **record, **drill, "due": 1_800_000_000}
-    blank = {"run": 0, "success": 0, "cause": "", "points": 0}
+    blank = {"run": 0, "success": 0, "cause": "", "points": 0, "old": 0}
     assert usb == {"name": "usb", **blank, **drill, "due": 0}
     assert "its record is damaged: " in cut["cause"]
     assert condition.copies({}) == []

@@ -17,7 +17,7 @@ ASSISTANT |= {"version": "0.1.0", "ready": True, "reason": "", "models": ["defau
 ASSISTANT |= {"drained": False, "unproved": False}
 COPY = {"name": "offsite", "run": NOW - DAY, "success": NOW - DAY, "cause": "", "points": 7}
 COPY |= {"due": NOW - DAY - 60, "drill_due": NOW - 99, "drill_run": NOW - 9, "drill_cause": ""}
-COPY |= {"drill_success": NOW - 9}
+COPY |= {"drill_success": NOW - 9, "old": 0}
 ROOM = {"mount": "/", "type": "ext4", "size": 100 * GIB, "free": 40 * GIB, "read_only": False}
 TANK = {"name": "tank", "kind": "btrfs", "missing": [], "errors": []}
 PACKAGES = {"fetched": NOW - DAY, "pending": ["dbus"], "security": 0, "reboot": []}
@@ -143,6 +143,10 @@ ILL: list[tuple[dict[str, Any], str, str, str]] = [
         {"copies": [COPY | {"drill_success": NOW - 50 * DAY, "drill_due": NOW - 20 * DAY}]},
         *("drill of offsite", "warning", "due 20 d ago, the last success 50 d ago"),
     ),
+    (
+        {"copies": [COPY | {"points": 70, "old": 40}]},
+        *("old points of offsite", "warning", "keep would drop 40 of 70"),
+    ),
     ({"failed_units": ["x.service"]}, "service", "warning", "x.service failed"),
     (
         {"packages": PACKAGES | {"fetched": NOW - 40 * DAY}},
@@ -201,7 +205,21 @@ def test_what_ended_long_ago_is_but_a_note() -> None:
     assert status.status_verdict(status.status_findings(nas(assistant=lived))) == "well"
 
 
+@pytest.mark.parametrize(
+    ("points", "old"),
+    [
+        (61, 31),  # pruned once a month
+        (1500, 740),  # hourly ones, of which as many stay
+    ],
+)
+def test_old_points_that_are_no_reason_to_worry(points: int, old: int) -> None:
+    found = status.status_findings(nas(copies=[COPY | {"points": points, "old": old}]))
+    assert status.status_verdict(found) == "well"
+
+
 def test_limits_of_ones_own() -> None:
+    few = COPY | {"points": 9, "old": 6}
+    assert status.status_findings(nas(copies=[few]), {"old": 5})[0]["verdict"] == "warning"
     old = COPY | {"success": NOW - 3 * DAY, "due": NOW - 2 * DAY}
     assert status.status_findings(nas(copies=[old]), {"late": 72})[0]["verdict"] == "good"
 

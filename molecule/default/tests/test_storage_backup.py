@@ -196,6 +196,11 @@ def worked(run: subprocess.CompletedProcess[str]) -> str:
 def test_refused_before_anything_changes(playbook: Run, wish: dict[str, Any], host: Host) -> None:
     nothing = {**wish, "backup_sources": []}
     assert "tank/models, tank/documents" in said(playbook("backup", **nothing))
+    ssh = {"host_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLE"}
+    plain = {"name": "plain", "repository": "sftp:us@backup.example.com:/us", "ssh": ssh}
+    forced = {**plain, "name": "forced", "ssh": {**ssh, "append_only": True}}
+    text = worked(playbook("backup", "--check", **{**wish, "backup_copies": [plain, forced]}))
+    assert "can delete all of plain. Over SSH" in text
     odd = {**wish, "backup_sources": [{"volume": "tank/music"}]}
     assert "is none of storage_pools" in said(playbook("backup", **odd))
     assert PASSWORD not in said(playbook("backup", **{**wish, "backup_run": ["cloud"]}))
@@ -205,6 +210,13 @@ def test_refused_before_anything_changes(playbook: Run, wish: dict[str, Any], ho
 def test_copies_are_set_up(playbook: Run, wish: dict[str, Any], host: Host, nas_name: str) -> None:
     worked(playbook("storage", **wish))
     host.check_output(f"mkdir -p {METRICS}; cd /srv/documents; {FILES}")
+    without = {**wish, "backup_sources": wish["backup_sources"][:2]}
+    text = worked(playbook("backup", "--check", **without))
+    assert f"tank/state, /etc/nas-assistant of {nas_name} is in no copy" in text
+    # One of the pool's: refused before anything is written to it.
+    of_the_pool = {"path": lab_disks(nas_name)[0], "format": True}
+    own = {**wish, "backup_copies": [{"name": "usb", "device": of_the_pool}]}
+    assert "is on the same disk as" in said(playbook("backup", **own))
     fewer = {**wish, "backup_sources": wish["backup_sources"][1:]}
     text = worked(playbook("backup", "--check", "--diff", **fewer))
     assert f"tank/documents of {nas_name} is in no copy" in text
@@ -228,6 +240,10 @@ def test_copies_are_made_and_drilled_on_the_nas_alone(host: Host) -> None:
     for name in ("offsite", "usb"):
         host.check_output(f"systemctl start nas-backup@{name}.service")
         host.check_output(f"systemctl start nas-drill@{name}.service")
+        # At the disk, they go behind everybody: 3 is idle.
+        units = f"nas-backup@{name}.service nas-drill@{name}.service"
+        rank = f"systemctl show {units} --value --property IOSchedulingClass"
+        assert host.check_output(rank).split() == ["3", "3"]
         metrics = host.check_output(f"cat {METRICS}/nas_backup_{name}.prom")
         assert f'nas_backup_failed{{copy="{name}",cause=""}} 0' in metrics
         assert f'nas_backup_drill_failed{{copy="{name}",cause=""}} 0' in metrics
@@ -361,8 +377,13 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     while not (used := used_today(host)[name])["completion_tokens"]:
         assert time.monotonic() < deadline, "it is not written"
         time.sleep(2)
+    # A model that no inventory knows: what the inventory knows, the controller puts there anyway.
+    own_model = f"{MODELS}/own-{copy}.gguf"
+    host.check_output(f"(printf GGUF; head -c 3000000 /dev/urandom) > {own_model}")
+    checksum = host.check_output(f"sha256sum {own_model}")
     worked(playbook("backup", **wish, backup_run=["offsite", "usb"]))
     before = host.check_output(LISTING)
+    assert checksum.split()[0] in before
     trusted = certificate.read_text()
     # The controller burns down with it, but for the inventory and the key of the copies.
     credentials = certificate.parent
@@ -390,11 +411,14 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     message = said(playbook("backup", **new, backup_run=[copy]))
     assert f"foreign: {copy} has " in message
     assert "nas.assistant.restore" in message
+    host = log_in()
+    assert not host.file(own_model).exists
+    assert name not in used_today(host)
     restoring = time.monotonic()
     text = worked(playbook("restore", **new, backup_restore={"copy": copy}))
     restored = time.monotonic()
     assert "tank/models: as a whole" in text
-    host = log_in()
+    assert host.check_output(f"sha256sum {own_model}") == checksum
     assert host.check_output(LISTING) == before
     assert used_today(host)[name] == used
     # What the owner kept in a safe fits again: clients of the old one trust the new one, and all
