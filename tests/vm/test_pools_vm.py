@@ -84,7 +84,8 @@ def test_a_pool_of_before_and_a_partition(
     on(f"{apt} update && {apt} install --no-install-recommends btrfs-progs fdisk > /dev/null")
     table = f"printf 'size=1G\\n size=1G\\n' | sfdisk --quiet --label gpt {OLD}"
     on(f"{table} && udevadm settle")
-    uuid = on(f"mkfs.btrfs -q -L before {OLD}1 && blkid -o value -s UUID {OLD}1")
+    on(f"mkfs.btrfs -q -L before {OLD}1")
+    uuid = on(f"blkid -o value -s UUID {OLD}1")
     # Without its UUID it is no pool of ours, and to be formatted it is in the way.
     whole: Pool = {"name": "parts", "devices": [OLD], "format": True}
     first: Pool = {**whole, "devices": [f"{OLD}1"]}
