@@ -21,9 +21,9 @@ def preflight_plan(machine: Machine, wanted: Wanted) -> list[Row]:
 
     :param machine: the answer of ``nas.assistant.nas_info``.
     :param wanted: what the inventory asks of the roles: ``ssh`` (with ``account``), ``firewall``
-        (entries of ``firewall_allow``), ``network`` (``interfaces``, ``mdns``, ``upnp``), ``pools``,
-        ``kernel`` (``parameters``, ``swap``), ``docker``, ``limits`` of the container, ``ports`` of
-        the web server, ``copies``; empty, or none, of a role that is off.
+        (entries of ``firewall_allow``), ``network`` (``interfaces``, ``mdns``, ``upnp``),
+        ``pools``, ``kernel`` (``parameters``, ``swap``), ``docker``, ``limits`` of the container,
+        ``ports`` of the web server, ``copies``; empty, or none, of a role that is off.
     """
     parts = (_pools, _ssh, _firewall, _network, _kernel, _engine, _container, _web, _copies)
     return [
