@@ -11,6 +11,7 @@ from ansible_collections.nas.assistant.plugins.plugin_utils._findings import (
     ILL,
     Finding,
     finding,
+    gib,
     limits as checked,
     sentence,
     table,
@@ -133,12 +134,12 @@ def preflight_lines(report: Mapping[str, Any]) -> list[str]:
     the site would change."""
     lines = [f"{report['host']}: {report['verdict']}", *table(report["findings"])]
     model = report["model"]
-    lines.append(f"a model may have {_gib(model['share'])} here:")
+    lines.append(f"a model may have {gib(model['share'])} here:")
     for each in model["models"]:
-        need = " + ".join(_gib(each[key]) for key in ("weights", "context", "overhead"))
+        need = " + ".join(gib(each[key]) for key in ("weights", "context", "overhead"))
         speed = f", about {each['tokens']:g} tokens/s" if each["tokens"] else ""
         fits = "fits" if each["fits"] else "does not fit"
-        lines.append(f"  {each['name']}: {need} = {_gib(each['needed'])}, {fits}{speed}")
+        lines.append(f"  {each['name']}: {need} = {gib(each['needed'])}, {fits}{speed}")
     lines.append(f"  the largest that fits: {model['best'] or 'none of them'}")
     lines.append("what the site would change:")
     width = max((len(row["what"]) for row in report["plan"]), default=0)
@@ -146,10 +147,6 @@ def preflight_lines(report: Mapping[str, Any]) -> list[str]:
         now = f"{row['now']} -> " if row["now"] else ""
         lines.append(f"  {row['what'].ljust(width)}  {now}{row['then']}")
     return lines
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
 
 
 def _system(machine: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Finding]:
@@ -243,7 +240,7 @@ def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator[Finding]:
     total = machine["memory"]["total"]
-    value = f"{total / GIB:.1f} GiB"
+    value = gib(total)
     if total < limits["memory_min"] * GIB * KEPT:
         yield finding(
             "memory",
@@ -280,7 +277,7 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
         )
     swap = machine["memory"]["swap"]
     if swap:
-        shown = ", ".join(f"{each['kind']} {each['size'] / GIB:.1f} GiB" for each in swap)
+        shown = ", ".join(f"{each['kind']} {gib(each['size'])}" for each in swap)
         yield finding("swap", FIT, shown)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-GIB = 1 << 30
+from ansible_collections.nas.assistant.plugins.plugin_utils._findings import gib
+
 Row = dict[str, str]
 Machine = Mapping[str, Any]
 Wanted = Mapping[str, Any]
@@ -76,7 +77,7 @@ def _kernel(machine: Machine, wanted: Wanted) -> Iterator[tuple[str, str, str]]:
     yield "kernel", "", f"{kernel['parameters']} parameters, and the queues of disks"
     swap = kernel["swap"]
     if swap["kind"] != "keep":
-        there = [f"{each['kind']} {_gib(each['size'])}" for each in machine["memory"]["swap"]]
+        there = [f"{each['kind']} {gib(each['size'])}" for each in machine["memory"]["swap"]]
         yield "swap", ", ".join(there) or "none", f"{swap['kind']} {swap['size']}"
 
 
@@ -90,9 +91,9 @@ def _engine(machine: Machine, wanted: Wanted) -> Iterator[tuple[str, str, str]]:
 def _container(machine: Machine, wanted: Wanted) -> Iterator[tuple[str, str, str]]:
     limits = wanted["limits"]
     if limits:
-        has = f"{_gib(machine['memory']['total'])}, {machine['cpu']['count']} CPUs"
+        has = f"{gib(machine['memory']['total'])}, {machine['cpu']['count']} CPUs"
         cpus = limits["cpuset_cpus"]
-        then = f"at most {_gib(limits['memory'])}" + (f", on CPUs {cpus}" if cpus else "")
+        then = f"at most {gib(limits['memory'])}" + (f", on CPUs {cpus}" if cpus else "")
         yield "assistant's container", has, then
 
 
@@ -110,10 +111,6 @@ def _copies(_: Machine, wanted: Wanted) -> Iterator[tuple[str, str, str]]:
 def _listening(machine: Machine, program: str) -> str:
     ports = {each["port"] for each in machine["listeners"] if each["program"] == program}
     return f"port {', '.join(map(str, sorted(ports)))}" if ports else ""
-
-
-def _gib(size: int) -> str:
-    return f"{size / GIB:.1f} GiB"
 
 
 class FilterModule:

@@ -70,6 +70,11 @@ def sentence(found: Finding) -> str:
     return f"{found['check']}: {found['value']}{limit}; {_because(found)}."
 
 
+def gib(size: int) -> str:
+    """Return a size in bytes as it is read."""
+    return f"{size / (1 << 30):.1f} GiB"
+
+
 def limits(
     variable: str, given: Mapping[str, Any], defaults: Mapping[str, float]
 ) -> dict[str, float]:
