@@ -404,6 +404,9 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stdout + made.stderr
     new = wanted(server, nas_name)
+    # This one has Docker on the pool from its first start.
+    new["docker_daemon"] = {"data-root": "/srv/docker"}
+    new["storage_pools"][0]["volumes"].append({"name": "docker", "path": "/srv/docker"})
     blank = time.monotonic()
     worked(playbook("site", **new))
     built = time.monotonic()
@@ -412,6 +415,9 @@ def test_all_of_a_lost_nas_comes_back_on_a_blank_one(
     assert f"foreign: {copy} has " in message
     assert "nas.assistant.restore" in message
     host = log_in()
+    engine = host.check_output("docker info --format '{{.Driver}} {{.DockerRootDir}}'")
+    assert engine == "overlay2 /srv/docker"
+    assert host.check_output("stat -f -c %T /srv/docker") == "btrfs"
     assert not host.file(own_model).exists
     assert name not in used_today(host)
     restoring = time.monotonic()
