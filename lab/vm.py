@@ -253,6 +253,10 @@ def _start(vm: Vm, wish: Wish, accelerator: str, files: list[Path], *, check: bo
     return True
 
 
+# By QEMU's own name, they are known for disks that a host plays.
+_MAKER = "vendor=EXAMPLE,product=DISK"
+
+
 def _scsi(vm: Vm) -> list[str]:
     words = ["-device", "virtio-scsi-pci"]
     # The kernel may call either sda. Turns in a minute; 1 says that nothing turns.
@@ -261,7 +265,7 @@ def _scsi(vm: Vm) -> list[str]:
         with file.open("ab") as stream:
             stream.truncate(64 << 20)
         words += ["-drive", _drive(file).replace("if=virtio", f"if=none,id={name}")]
-        words += ["-device", f"scsi-hd,drive={name},serial={name},rotation_rate={rate}"]
+        words += ["-device", f"scsi-hd,drive={name},serial={name},{_MAKER},rotation_rate={rate}"]
     return words
 
 

@@ -8,7 +8,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# As the rule of udev says it too; disks of a virtual machine are its host's to order.
+from ansible_collections.nas.assistant.plugins.module_utils._drives import PLAYED
+
+# As the rule of udev says it too.
 _TURNING_OR_NOT = re.compile(r"sd[a-z]+|mmcblk\d+")
 _NVME = re.compile(r"nvme\d+n\d+")
 
@@ -18,19 +20,26 @@ def kernel_queues(
 ) -> dict[str, str]:
     """Return the values below ``/sys`` that disks should have.
 
+    Disks of a virtual machine have none: they are its host's to order.
+
     :param devices: ``ansible_facts.devices``.
-    :param wish: ``hdd``, ``ssd`` and ``nvme``, each a scheduler, and ``hdd_read_ahead_kib``.
+    :param wish: ``hdd``, ``ssd`` and ``nvme``, each a scheduler, and how much is read ahead of
+        them, as ``hdd_read_ahead_kib`` and so on; 0 leaves it.
     """
     found = {}
     for name, device in sorted(devices.items()):
         queue = f"/sys/block/{name}/queue"
+        if PLAYED.match(str(device.get("model") or "")):
+            continue
         if _NVME.fullmatch(name):
-            found[f"{queue}/scheduler"] = str(wish["nvme"])
+            kind = "nvme"
         elif _TURNING_OR_NOT.fullmatch(name):
-            turns = str(device.get("rotational")) == "1"
-            found[f"{queue}/scheduler"] = str(wish["hdd" if turns else "ssd"])
-            if turns:
-                found[f"{queue}/read_ahead_kb"] = str(wish["hdd_read_ahead_kib"])
+            kind = "hdd" if str(device.get("rotational")) == "1" else "ssd"
+        else:
+            continue
+        found[f"{queue}/scheduler"] = str(wish[kind])
+        if ahead := int(wish[f"{kind}_read_ahead_kib"]):
+            found[f"{queue}/read_ahead_kb"] = str(ahead)
     return found
 
 

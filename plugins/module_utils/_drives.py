@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ class Drive:
     temperature: int = 0
 
 
+# What a hypervisor says of the disks that it plays, on whatever bus.
+PLAYED = re.compile(r"QEMU|VBOX|VMware|Virtual [Dd]isk")
+
+
 @dataclass(frozen=True)
 class Room:
     """A filesystem in use; sizes in bytes, ``free`` of them for everybody. ``paths``: those that
@@ -79,6 +84,8 @@ def kind(device: Mapping[str, Any]) -> str:
         return "virtual"
     if transport == "usb":
         return "usb"
+    if PLAYED.match(str(device.get("model") or "")):
+        return "virtual"
     return "hdd" if device.get("rota") else "ssd"
 
 

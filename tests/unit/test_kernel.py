@@ -13,7 +13,10 @@ from ansible_collections.nas.assistant.plugins.module_utils._swap import HEAD, S
 from ansible_collections.nas.assistant.plugins.modules.kernel_modules import in_kernel
 from ansible_collections.nas.assistant.plugins.modules.swap import wish_of
 
-WISH = {"hdd": "bfq", "ssd": "mq-deadline", "nvme": "none", "hdd_read_ahead_kib": 2048}
+WISH = {
+    "hdd": "bfq", "ssd": "mq-deadline", "nvme": "none",
+    "hdd_read_ahead_kib": 2048, "ssd_read_ahead_kib": 0, "nvme_read_ahead_kib": 512,
+}
 TURNS, STILL = {"rotational": "1"}, {"rotational": "0"}
 
 
@@ -23,9 +26,11 @@ TURNS, STILL = {"rotational": "1"}, {"rotational": "0"}
         ("sda", TURNS, {"scheduler": "bfq", "read_ahead_kb": "2048"}),
         ("sdaa", STILL, {"scheduler": "mq-deadline"}),
         ("mmcblk0", STILL, {"scheduler": "mq-deadline"}),
-        ("nvme0n1", STILL, {"scheduler": "none"}),
+        ("nvme0n1", STILL, {"scheduler": "none", "read_ahead_kb": "512"}),
         # Its host orders it; and no disks at all.
         ("vda", TURNS, {}),
+        ("sda", {**TURNS, "model": "QEMU HARDDISK"}, {}),
+        ("sda", {**TURNS, "model": "Virtual disk"}, {}),
         ("loop0", TURNS, {}),
         ("sr0", TURNS, {}),
         ("mmcblk0boot0", STILL, {}),

@@ -166,6 +166,8 @@ def test_cgroups(tmp_path: Path, files: dict[str, str], version: int, on: bool) 
         ({"name": "sdb", "tran": "usb", "rota": True}, "usb"),
         ({"name": "mmcblk0", "tran": None, "rota": False}, "mmc"),
         ({"name": "vda", "tran": None, "rota": True}, "virtual"),
+        ({"name": "sda", "tran": None, "rota": True, "model": "QEMU HARDDISK"}, "virtual"),
+        ({"name": "sdb", "tran": "usb", "rota": True, "model": "QEMU HARDDISK"}, "usb"),
     ],
 )
 def test_kinds_of_disks(device: dict[str, Any], kind: str) -> None:

@@ -101,13 +101,13 @@ MACHINES = (
         given=768,
         version=1,
         controllers=("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids"),
-        # The DVD drive and zram0 are no disks. Behind virtio-scsi, a disk looks like a real one.
+        # The DVD drive and zram0 are no disks. Behind virtio-scsi, its model gives a disk away.
         drives=[
-            ("sda", "hdd", 64, "good", "scsi-0QEMU_QEMU_HARDDISK_DISK6"),
+            ("sda", "virtual", 64, "", "scsi-0QEMU_QEMU_HARDDISK_DISK6"),
             ("sdb", "usb", 64, "", "usb-QEMU_QEMU_HARDDISK_DISK5-0:0"),
             ("sdc", "hdd", 4096, "good", "ata-EXAMPLE_HDD_DISK1"),
             ("sdd", "usb", 128, "", "usb-QEMU_QEMU_HARDDISK_DISK4-0:0"),
-            ("sde", "ssd", 1024, "good", "ata-QEMU_HARDDISK_DISK2"),
+            ("sde", "virtual", 1024, "", "ata-QEMU_HARDDISK_DISK2"),
             ("mmcblk0", "mmc", 256, "", "mmc-QEMU__0xdeadbeef"),
             ("vda", "virtual", 256, "", ""),
             ("nvme0n1", "nvme", 512, "good", "nvme-QEMU_NVMe_Ctrl_DISK3"),
@@ -137,7 +137,7 @@ MACHINES = (
         version=2,
         controllers=ALL_2,
         drives=[
-            ("sda", "ssd", 1024, "good", "ata-QEMU_HARDDISK_DISK3"),
+            ("sda", "virtual", 1024, "", "ata-QEMU_HARDDISK_DISK3"),
             ("sdb", "usb", 128, "", "usb-QEMU_QEMU_HARDDISK_DISK2-0:0"),
             ("vda", "virtual", 256, "", ""),
             ("nvme0n1", "nvme", 512, "good", "nvme-QEMU_NVMe_Ctrl_DISK1"),
@@ -161,7 +161,7 @@ MACHINES = (
             given=512,
             version=2,
             controllers=ALL_2,
-            drives=[("sda", "hdd", 64, "good", "scsi-0QEMU_QEMU_HARDDISK_DISK1")],
+            drives=[("sda", "virtual", 64, "", "scsi-0QEMU_QEMU_HARDDISK_DISK1")],
             nics=[("eth0", "virtio_net", 0, 0, "", True)],
             virtualisation="qemu",
             ports=(80,),

@@ -180,6 +180,18 @@ def test_a_governor_that_there_is_not_is_said(lab: Lab) -> None:
     assert "scaling_governor: this machine has none" in said
 
 
+def test_reading_ahead_of_what_does_not_turn(lab: Lab) -> None:
+    (host,) = lab.hosts
+    queue = "/sys/block/$(basename $(readlink -f /dev/disk/by-id/*_still))/queue/read_ahead_kb"
+    kernel(lab, kernel_io={"ssd_read_ahead_kib": 512})
+    assert lab.on(host, f"cat {queue}") == "512"
+    # As udev has it, when the disk is plugged in.
+    lab.on(host, f"echo 64 > {queue}; udevadm trigger --settle --action=change")
+    assert lab.on(host, f"cat {queue}") == "512"
+    kernel(lab)
+    assert lab.on(host, f"cat {queue}") == "128"
+
+
 def test_bytes_take_the_place_of_shares(lab: Lab) -> None:
     (host,) = lab.hosts
     wish: dict[str, object] = {"kernel_sysctl": {"vm.dirty_bytes": 134217728}}

@@ -73,6 +73,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kernel_swap": {"kind": "disk"}}, "disk"),
     ({"kernel_swap": {"size": "much"}}, "size=much is no size such as 2G"),
     ({"kernel_io": {"hdd": "cfq"}}, "schedulers are none, mq-deadline, kyber and bfq"),
+    ({"kernel_io": {"ssd_read_ahead_kib": -1}}, "give what is read ahead in KiB"),
     ({"kernel_governor": "a b"}, "kernel_governor=a b is no governor's name"),
     ({"kernel_working_set_ms": "soon"}, "kernel_working_set_ms"),
 ]
