@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from testinfra.host import Host
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
-REPORTS = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"], ".lab/molecule/preflight")
+ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
+REPORTS = ROOT / ".lab/molecule/preflight"
 
 
 def report(nas: str) -> dict[str, Any]:
@@ -45,6 +49,30 @@ def test_the_report_is_of_this_machine(playbook: Playbook, host: Host, nas_name:
     # The page says what the report does.
     for finding in found["findings"]:
         assert f"<td>{finding['value']}</td>" in page.replace("&#39;", "'")
+
+
+def test_the_page_has_all_that_were_asked(
+    playbook_in: Playbook, nas_name: str, tmp_path: Path
+) -> None:
+    """Two that are the same machine, one that is away, and one of before that nobody asks."""
+    (tmp_path / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
+    lab = yaml.safe_load((INVENTORY / "lab.yml").read_text())["nas"]
+    one = lab["hosts"][nas_name]
+    hosts = {"first": one, "second": one, "away": {**one, "ansible_port": 9}, "before": one}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"nas": {**lab, "hosts": hosts}}))
+    reports = tmp_path / "reports"
+    into = ("--extra-vars", f"preflight_report_dir={reports}")
+    assert playbook_in(tmp_path, {}, "preflight", *into, limit="before").returncode == 0
+    done = playbook_in(tmp_path, {}, "preflight", *into, limit="all:!before")
+    assert re.search(r"^away .* unreachable=1", done.stdout, re.M)
+    page = (reports / "index.html").read_text()
+    assert "3 asked, nothing changed. Of the others, what was found before." in page
+    assert '<td>away</td><td class="unfit">did not answer</td>' in page
+    assert '<h2 id="away">' not in page
+    for each in ("first", "second", "before"):
+        assert f'<h2 id="{each}">{each}: <span class=' in page
+        verdict = json.loads((reports / f"{each}.json").read_text())["verdict"]
+        assert f"{verdict}</td>" in page.split(f'<a href="#{each}">')[1].split("</tr>")[0]
 
 
 def test_an_unfit_machine_is_refused_with_the_remedy(
