@@ -75,6 +75,8 @@ bench: models ## Measure the service against the bare engine, the demo cold and 
 	$(IN_VENV) python tests/bench/bench_pressure.py .lab/bench/pressure.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_forecast.py .lab/bench/forecast.json $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_speculation.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/speculation.json
+	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_weights.py $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf .lab/bench/weights.json
+	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_weights.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/weights-gemma.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf .lab/bench/service.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_service.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/service-gemma.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_engines.py $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf .lab/bench/engines.json $(RIVALS)

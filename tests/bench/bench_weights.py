@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What other quantizations of the same weights bring on the CPU at hand, and what they cost.
+
+The model's matrices are written anew as other types, the table of words (``head``) apart from the
+rest (``body``). An engine with each reads and writes in rounds that alternate; trust the ratios.
+Perplexity is of a text of this project: the probability that each model gave to the word that comes
+next, among the 4096 likeliest (of one that is not, that of the last, which flatters it). What was
+quantized already loses a little more, so a file made from the full weights is at least as good.
+
+    PYTHONPATH=$PWD/service/src python tests/bench/bench_weights.py MODEL.gguf RESULT.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench_speculation import ASKED, configuration, memory_mib
+
+from nas_assistant.addresses import UnixAddress
+from nas_assistant.checks import CheckedModel, check_start
+from nas_assistant.engine_process import EngineProcess
+from nas_assistant.local_http import request
+from nas_assistant.settings import Settings
+from nas_assistant.tune import timings_of
+
+# MIT, by llama.cpp's own authors: reads and writes the format, and quantizes to its plain types.
+GGUF = "gguf==0.19.0"
+TEXT = Path(__file__).parents[2] / "docs/backup.md"
+LIKELIEST, WORDS = 4096, 384
+# Types of head and body; none leaves them as they are.
+WISHES = {
+    "as it is": ("", ""),
+    "head Q4_0": ("Q4_0", ""),
+    "body Q4_0": ("", "Q4_0"),
+    "all Q4_0": ("Q4_0", "Q4_0"),
+    "all Q8_0": ("Q8_0", "Q8_0"),
+}
+
+# Run by a Python of its own, which has the package: model, target, types of head and body.
+_WRITE = """
+import sys
+import gguf
+from gguf import GGMLQuantizationType as Type, quants
+model, target, *types = sys.argv[1:]
+reader = gguf.GGUFReader(model)
+field = reader.get_field(gguf.Keys.General.ARCHITECTURE)
+writer = gguf.GGUFWriter(target, field.contents())
+for field in reader.fields.values():
+    if field.name.startswith("GGUF.") or field.name == gguf.Keys.General.ARCHITECTURE:
+        continue
+    kind, *of = field.types
+    writer.add_key_value(field.name, field.contents(), kind, sub_type=of[-1] if of else None)
+for tensor in reader.tensors:
+    wish = types[tensor.name not in ("token_embd.weight", "output.weight")]
+    kind, data = tensor.tensor_type, tensor.data
+    if wish and kind not in (Type.F32, Type[wish]):
+        data, kind = quants.quantize(quants.dequantize(data, kind), Type[wish]), Type[wish]
+    writer.add_tensor(tensor.name, data, raw_dtype=kind)
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
+"""
+
+
+def made(model: Path, folder: Path) -> dict[str, Path]:
+    """The model in each form."""
+    python = folder / "venv/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", GGUF], check=True)
+    found = {}
+    for name, (head, body) in WISHES.items():
+        found[name] = folder / f"{name.replace(' ', '-')}.gguf"
+        if head or body:
+            subprocess.run([python, "-c", _WRITE, model, found[name], head, body], check=True)
+        else:
+            shutil.copyfile(model, found[name])
+    return found
+
+
+def ask(engine: EngineProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One answer of the engine's own API."""
+    head = {"Authorization": f"Bearer {engine.backend.api_key}", "Content-Type": "application/json"}
+    at = UnixAddress(engine.backend.socket)
+    status, answer = request(at, "POST", path, json.dumps(body).encode(), head, 120)
+    if status != 200:
+        raise RuntimeError(f"{path}: {status} {answer[:200]!r}")
+    return dict(json.loads(answer))
+
+
+def surprises(engine: EngineProcess) -> list[float]:
+    """What the model gave each word of the text, as negative logarithms."""
+    text = TEXT.read_text(encoding="utf-8")
+    tokens = ask(engine, "/tokenize", {"content": text, "add_special": True})["tokens"][:WORDS]
+    found = []
+    for at in range(1, len(tokens)):
+        body = {"prompt": tokens[:at], "n_predict": 1, "n_probs": LIKELIEST, "temperature": 0}
+        answer = ask(engine, "/completion", {**body, "cache_prompt": True})
+        likely = answer["completion_probabilities"][0]["top_logprobs"]
+        given = {each["id"]: each["logprob"] for each in likely}
+        found.append(-given.get(tokens[at], min(given.values())))
+    return found
+
+
+async def bench(models: dict[str, Path], folder: Path, options: argparse.Namespace) -> Any:
+    """Start one engine for each form, measure, stop them."""
+    engines, checked = {}, {}
+    for number, (name, path) in enumerate(models.items()):
+        settings = Settings.load(configuration(folder, path), {})
+        settings = replace(settings, slots=1)
+        model = check_start(settings, path.parent, options.engine).models["default"]
+        own: CheckedModel = replace(model, settings=replace(model.settings, name=f"form{number}"))
+        checked[name] = own
+        engines[name] = EngineProcess(settings, own, options.engine, folder, number)
+    timings: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    rows = {}
+    try:
+        for engine in engines.values():
+            await engine.start()
+        for turn in range(options.rounds):
+            prompt = f"({turn}) {ASKED['copying']}"
+            for name in list(engines)[:: 1 if turn % 2 else -1]:
+                found = await asyncio.to_thread(timings_of, engines[name], prompt, options.tokens)
+                timings[name].append(found)
+        for name, engine in engines.items():
+            given = await asyncio.to_thread(surprises, engine)
+            rows[name] = {
+                "mib": round(models[name].stat().st_size / 2**20),
+                "perplexity": round(math.exp(statistics.fmean(given)), 2),
+                "own_memory_mib": round(memory_mib(checked[name])),
+            }
+    finally:
+        for engine in engines.values():
+            await engine.stop()
+    usual = timings["as it is"]
+    for name, taken in timings.items():
+        for what, key in (("reading", "prompt_per_second"), ("writing", "predicted_per_second")):
+            rows[name][f"{what}_per_second"] = round(statistics.median(t[key] for t in taken), 1)
+            ratios = [one[key] / other[key] for one, other in zip(taken, usual, strict=True)]
+            rows[name][f"{what}_ratio"] = round(statistics.median(ratios), 2)
+    return {"model": options.model.name, "forms": rows}
+
+
+def main() -> None:
+    """Measure, print, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model", type=Path, help="a GGUF file")
+    parser.add_argument("output", type=Path, help="where the result goes, as JSON")
+    parser.add_argument("--engine", choices=("wheel", "source"), default="wheel")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    options = parser.parse_args()
+    options.model = options.model.resolve()
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+        folder = Path(scratch)
+        result = asyncio.run(bench(made(options.model, folder), folder, options))
+    print(json.dumps(result, indent=2))
+    options.output.write_text(f"{json.dumps(result, indent=2)}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
