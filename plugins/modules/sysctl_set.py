@@ -85,7 +85,7 @@ import contextlib
 import glob
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ansible.module_utils.basic import AnsibleModule
@@ -363,7 +363,7 @@ def run(module: AnsibleModule) -> dict[str, object]:
             else:
                 changes[name] = [kernel.values[name], value]
         if module.params["strict"] and refused:
-            _undo(path, text, changes)
+            _undo(path, text, differ, kernel.values)
             raise SysctlError(f"{'; '.join(refused.values())}. All is as it was before")
         if text_new != text and absent:
             os.unlink(path)
@@ -385,9 +385,13 @@ def run(module: AnsibleModule) -> dict[str, object]:
     }
 
 
-def _undo(path: str, text: str, changes: Mapping[str, Sequence[str]]) -> None:
-    for name, (was, _) in changes.items():
-        write(name, was)
+def _undo(path: str, text: str, tried: Iterable[str], before: Mapping[str, str]) -> None:
+    """Put file and kernel back, also where the kernel made another value of what it was given."""
+    for name in tried:
+        partner = PARTNER.get(name, "")
+        # Of two that exclude each other, the kernel takes no 0: it shows that the other counts.
+        back = partner if before[name] == "0" and partner in before else name
+        write(back, before[back])
     if text:
         replace(path, text.encode(), 0, 0, 0o644)
     else:

@@ -14,8 +14,12 @@ from ansible_collections.nas.assistant.plugins.modules.kernel_modules import in_
 from ansible_collections.nas.assistant.plugins.modules.swap import wish_of
 
 WISH = {
-    "hdd": "bfq", "ssd": "mq-deadline", "nvme": "none",
-    "hdd_read_ahead_kib": 2048, "ssd_read_ahead_kib": 0, "nvme_read_ahead_kib": 512,
+    "hdd": "bfq",
+    "ssd": "mq-deadline",
+    "nvme": "none",
+    "hdd_read_ahead_kib": 2048,
+    "ssd_read_ahead_kib": 0,
+    "nvme_read_ahead_kib": 512,
 }
 TURNS, STILL = {"rotational": "1"}, {"rotational": "0"}
 

@@ -4,11 +4,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
+from ansible_collections.nas.assistant.plugins.modules import sysctl_set
 from ansible_collections.nas.assistant.plugins.modules.sysctl_set import (
     NAME,
+    PARTNER,
+    Kernel,
     Set,
     SysctlError,
     at_least,
@@ -178,3 +184,48 @@ def test_a_kernel_that_lacks_or_refuses(tmp_path: Path) -> None:
     assert kernel.refused == {"vm.none": "vm.none: this kernel has no such parameter"}
     assert write("vm.good", "3 4", str(tmp_path)) == ""
     assert "refuses" in write("vm", "3", str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "# somebody's\n-vm.swappiness = 60\n"])
+def test_strictly_all_goes_back(tmp_path: Path, text: str) -> None:
+    """A kernel that makes another number of one: with that, nothing stays changed."""
+    kernel = {"vm.dirty_bytes": "0", "vm.dirty_ratio": "20", "vm.swappiness": "60", "vm.odd": "1"}
+    before = dict(kernel)
+
+    def set_it(name: str, value: str) -> str:
+        if name == "vm.odd" and value != "1":
+            kernel[name] = "4096"
+            return "vm.odd = 5: the kernel made it 4096"
+        if name in PARTNER:
+            if value == "0":
+                return f"{name} = 0: the kernel refuses it"
+            kernel[PARTNER[name]] = "0"
+        kernel[name] = value
+        return ""
+
+    def answer(names: Sequence[str]) -> Kernel:
+        return Kernel({name: kernel[name] for name in names}, {})
+
+    file = tmp_path / "99-ours.conf"
+    if text:
+        file.write_text(text)
+    wish = {"vm.dirty_bytes": 4096, "vm.swappiness": 10, "vm.odd": 5}
+    module = SimpleNamespace(
+        params={
+            "path": str(file),
+            "values": wish,
+            "minimums": [],
+            "state": "present",
+            "strict": True,
+        },
+        check_mode=False,
+    )
+    with (
+        mock.patch.object(sysctl_set, "write", set_it),
+        mock.patch.object(sysctl_set, "read", answer),
+        mock.patch.object(sysctl_set, "others", return_value=({}, {})),
+        pytest.raises(SysctlError, match=r"made it 4096. All is as it was before"),
+    ):
+        sysctl_set.run(module)
+    assert kernel == before
+    assert (file.read_text() if file.exists() else "") == text
