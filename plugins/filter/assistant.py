@@ -25,7 +25,7 @@ SHARE = 0.6
 STEP = 64 * MIB
 PAGE = 4096
 _SIZE = re.compile(r"([1-9]\d*)([mMgG])")
-_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_LIST = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 RESTART = ("no", "always", "on-failure", "unless-stopped")
 
 
@@ -146,7 +146,10 @@ def _cpuset(value: Any, cpu: Mapping[str, Any]) -> str:
         cores = for_the_assistant(cpu["siblings"], cpu["efficient"])
         return spoken(each for core in cores for each in core)
     text = str(value)
-    if not _LIST.fullmatch(text) or not set(parse_list(text)) <= set(there):
+    # Looked at before it is written out, since a range may be as long as somebody types.
+    ends = [part.partition("-") for part in text.split(",")] if _LIST.fullmatch(text) else []
+    known = ends and all(int(first) <= int(last or first) <= there[-1] for first, _, last in ends)
+    if not known or not set(parse_list(text)) <= set(there):
         raise _odd("cpuset_cpus", value, f"it is {AUTO}, or some of {spoken(there)}")
     return spoken(parse_list(text))
 

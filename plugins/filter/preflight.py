@@ -376,7 +376,16 @@ def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> It
         check, speed = f"link {nic['name']}", nic["speed"]
         value = f"{speed} Mbit/s {nic['duplex']}".strip() if speed else "it does not say"
         limit = f"{good:g} Mbit/s"
-        if not speed:
+        if nic["wireless"]:
+            yield finding(
+                check,
+                WARNING,
+                "Wi-Fi",
+                f"a cable with {limit}",
+                "its speed changes by the minute, and what is under way may break off",
+                "connect the NAS by cable",
+            )
+        elif not speed:
             yield finding(check, NOTE, value, limit)
         elif nic["duplex"] == "half":
             yield finding(

@@ -26,6 +26,7 @@ _WORN = 90  # percent of the writes that an SSD was made for
 # Sectors that a disk could not read, of its attributes: those to be tried again, those given up.
 _UNREADABLE = (197, 198)
 _HOT = 0x02  # of NVMe's warnings, the one that means no damage
+_ASLEEP = 3  # what smartctl is told to end with where it would have to wake a disk
 _PATIENCE = 30  # seconds; a good disk answers within one
 
 
@@ -38,8 +39,8 @@ class Drive:
     :param kind: ``hdd``, ``ssd``, ``nvme``, ``mmc``, ``virtual``, or ``usb`` whatever is behind it.
     :param size: bytes.
     :param health: ``good``, ``hot``, ``worn`` (an SSD near its end), ``unreadable`` (in places),
-        ``failing``, ``silent`` (it was asked and did not answer), or empty where it says nothing or
-        nobody asked.
+        ``failing``, ``asleep`` (it turns no more, and was not woken), ``silent`` (it was asked and
+        did not answer), or empty where it says nothing or nobody asked.
     :param temperature: degrees Celsius; 0 where unknown.
     """
 
@@ -114,6 +115,8 @@ def parse_smart(text: str) -> tuple[str, int]:
         found = json.loads(text)
     except ValueError:
         return "", 0
+    if (found.get("smartctl") or {}).get("exit_status") == _ASLEEP:
+        return "asleep", 0
     temperature = int((found.get("temperature") or {}).get("current") or 0)
     log = found.get("nvme_smart_health_information_log") or {}
     passed = (found.get("smart_status") or {}).get("passed")
@@ -167,7 +170,8 @@ def _asked(drive: Drive) -> Drive:
     device = f"/dev/{drive.name}"
     health, temperature = "", 0
     if drive.kind not in ("virtual", "mmc"):
-        asked = ["smartctl", "--json", "--nocheck=standby", "--health", "--attributes"]
+        sleeping = f"--nocheck=standby,{_ASLEEP}"
+        asked = ["smartctl", "--json", sleeping, "--health", "--attributes"]
         try:
             health, temperature = parse_smart(answer([*asked, "--log=devstat", device], _PATIENCE))
         except subprocess.TimeoutExpired:

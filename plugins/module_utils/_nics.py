@@ -24,6 +24,7 @@ class Nic:
     :param duplex: ``full``, ``half``, or empty.
     :param up: whether there is a cable with somebody at its other end.
     :param way_out: whether a default route leads through it, or through what it is a part of.
+    :param wireless: whether it is Wi-Fi.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Nic:
     duplex: str
     up: bool
     way_out: bool
+    wireless: bool = False
 
 
 def parse_ethtool(text: str) -> int:
@@ -100,6 +102,10 @@ def _nic(folder: str, name: str, ways: frozenset[str]) -> Nic:
         duplex=sysfs.text(place, "duplex").replace("unknown", "") if up else "",
         up=up,
         way_out=bool({name, *_above(folder, name)} & ways),
+        # The second one of drivers that are older than the kernel's common part.
+        wireless=any(
+            os.path.exists(os.path.join(place, each)) for each in ("phy80211", "wireless")
+        ),
     )
 
 

@@ -234,13 +234,17 @@ def drop_draft(path: str) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a file of ours that is no longer in use, and its folder if that is empty then."""
+    """Remove a file of ours that is no longer in use, and its folder if that is empty then, and as
+    ``make`` makes one."""
     drop_draft(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+    folder = os.path.dirname(path)
     # A subvolume goes like a folder.
     with contextlib.suppress(OSError):
-        os.rmdir(os.path.dirname(path))
+        status = os.stat(folder)
+        if (status.st_uid, status.st_mode & 0o7777) == (0, 0o700) and folder != "/root":
+            os.rmdir(folder)
 
 
 def size_of(path: str) -> int:

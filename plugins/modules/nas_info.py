@@ -74,8 +74,8 @@ cgroup:
 drives:
   description: Disks, each with C(name), C(stable) (a name that lasts), C(kind), C(size) in bytes,
     C(model), C(read_only), C(health) (V(good), V(hot), V(worn), V(unreadable), V(failing),
-    V(silent) where it was asked and did not answer, or empty where it does not say),
-    C(temperature).
+    V(asleep) where it was not woken, V(silent) where it was asked and did not answer, or empty
+    where it does not say), C(temperature).
   type: list
   elements: dict
   returned: success
@@ -87,7 +87,7 @@ rooms:
   returned: success
 nics:
   description: Network interfaces, each with C(name), C(driver), C(speed) and C(most) in Mbit/s (0
-    where it does not say), C(duplex), C(up), C(way_out).
+    where it does not say), C(duplex), C(up), C(way_out), C(wireless).
   type: list
   elements: dict
   returned: success

@@ -96,6 +96,7 @@ PROC = "/proc/sys"
 FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
 NAME = re.compile(r"[a-zA-Z0-9_*@-]+([./][a-zA-Z0-9_*:@-]+)+")
 BEFORE = "# before: "
+HELD = "# in force: "
 HEAD = "# Written by nas.assistant.sysctl_set; the values before are what absent puts back.\n"
 # Of each pair the kernel keeps one: https://docs.kernel.org/admin-guide/sysctl/vm.html
 PAIRS = (
@@ -119,22 +120,26 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Set:
-    """What the file says: the values, and what was there before it was first written."""
+    """What the file says: the values, what was there before it was first written, and what the
+    kernel has of ours where it does not have the file's, as after a run that was cut off."""
 
     values: dict[str, str]
     before: dict[str, str]
+    held: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Set:
         """From the file's text; empty where there is none."""
         values: dict[str, str] = {}
         before: dict[str, str] = {}
+        held: dict[str, str] = {}
         for line in text.splitlines():
-            into = before if line.startswith(BEFORE) else values
-            name, equals, value = line.removeprefix(BEFORE).removeprefix("-").partition(" = ")
+            mark = next((each for each in (BEFORE, HELD) if line.startswith(each)), "-")
+            into = {BEFORE: before, HELD: held}.get(mark, values)
+            name, equals, value = line.removeprefix(mark).partition(" = ")
             if equals:
                 into[name] = value
-        return cls(values, before)
+        return cls(values, before, held)
 
     def render(self) -> str:
         """Return the file's text: each parameter, below it what was before."""
@@ -145,6 +150,8 @@ class Set:
             noted = noted_name(name, self.before)
             if noted:
                 lines.append(f"{BEFORE}{noted} = {self.before[noted]}")
+            if name in self.held:
+                lines.append(f"{HELD}{name} = {self.held[name]}")
         return HEAD + "\n".join(lines) + "\n"
 
 
@@ -224,7 +231,8 @@ def returning(
     found = {}
     for noted, value in old.before.items():
         name = noted if noted in old.values else PARTNER.get(noted, noted)
-        if noted not in kept and kernel.get(name) == old.values.get(name):
+        ours = (old.values.get(name), old.held.get(name))
+        if noted not in kept and kernel.get(name) in ours:
             found[noted] = elsewhere.get(proc_path(noted, ""), (value, ""))[0]
     return found
 
@@ -264,8 +272,11 @@ def others(
     return before, after
 
 
-def left(wanted: Mapping[str, str], later: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """Return the parameters that files decide on which are read later, each with a sentence."""
+def left(
+    wanted: Mapping[str, str], minimums: Collection[str], later: Mapping[str, tuple[str, str]]
+) -> dict[str, str]:
+    """Return the parameters that files decide on which are read later, each with a sentence; not
+    those of ``minimums`` of which they say enough."""
     found = {}
     for name, value in wanted.items():
         other, file = later.get(proc_path(name, ""), (value, ""))
@@ -273,7 +284,8 @@ def left(wanted: Mapping[str, str], later: Mapping[str, tuple[str, str]]) -> dic
         if partner and not file:
             other, file = later.get(proc_path(partner, ""), (value, ""))
             other = f"{partner} = {other}"
-        if file and other != value:
+        enough = name in minimums and at_least(value, other) == other
+        if file and other != value and not enough:
             found[name] = f"{name}: left to {file}, which is read later and says {other}"
     return found
 
@@ -308,7 +320,7 @@ def write(name: str, value: str, root: str = PROC) -> str:
 def checked(values: Mapping[str, object]) -> dict[str, str]:
     """Return the values as the kernel prints them.
 
-    :raises SysctlError: a name is none, or two of them exclude each other.
+    :raises SysctlError: a name is none, or two of them are the same or exclude each other.
     """
     odd = [name for name in values if not NAME.fullmatch(name) or ".." in name]
     if odd:
@@ -321,6 +333,11 @@ def checked(values: Mapping[str, object]) -> dict[str, str]:
                 f"values: of {one}={values[one]} and {other}={values[other]} the kernel keeps one. "
                 "Leave the other out"
             )
+    places: dict[str, str] = {}
+    for name in values:
+        twin = places.setdefault(proc_path(name), name)
+        if twin != name:
+            raise SysctlError(f"values: {name} is {twin} by another name: use that alone")
     return {name: normal(value) for name, value in values.items()}
 
 
@@ -340,7 +357,7 @@ def run(module: AnsibleModule) -> dict[str, object]:
     kernel = read(sorted({*names, *(PARTNER[name] for name in names if name in PARTNER)}))
     refused = {name: why for name, why in kernel.refused.items() if name in names}
     earlier, later = others(path)
-    decided = left(wanted, later)
+    decided = left(wanted, minimums, later)
     refused.update(decided)
     if module.params["strict"] and refused:
         raise SysctlError(f"{'; '.join(refused.values())}. No parameter was changed")
@@ -350,12 +367,20 @@ def run(module: AnsibleModule) -> dict[str, object]:
     differ = {
         name: value for name, value in target.items() if kernel.values.get(name, value) != value
     }
-    text_new = "" if absent else new.render()
     changes: dict[str, list[str]] = {}
+    # What the kernel has of ours, until it takes what is wanted: a run may end in between.
+    held = {
+        name: kernel.values[name]
+        for name in differ
+        if name in new.values and kernel.values[name] in (old.values.get(name), old.held.get(name))
+    }
+    on_the_way = "" if absent else Set(new.values, new.before, held).render()
+    # Where that is there already, the kernel refused it before.
+    text_new = "" if absent else on_the_way if on_the_way == text else new.render()
     if not module.check_mode:
         # The file first: it is what remembers the values before.
-        if text_new != text and not absent:
-            replace(path, text_new.encode(), 0, 0, 0o644)
+        if on_the_way != text and not absent:
+            replace(path, on_the_way.encode(), 0, 0, 0o644)
         for name, value in differ.items():
             reason = write(name, value)
             if reason:
@@ -365,6 +390,10 @@ def run(module: AnsibleModule) -> dict[str, object]:
         if module.params["strict"] and refused:
             _undo(path, text, differ, kernel.values)
             raise SysctlError(f"{'; '.join(refused.values())}. All is as it was before")
+        held = {name: value for name, value in held.items() if name in refused}
+        text_new = "" if absent else Set(new.values, new.before, held).render()
+        if text_new != on_the_way and not absent:
+            replace(path, text_new.encode(), 0, 0, 0o644)
         if text_new != text and absent:
             os.unlink(path)
     else:

@@ -200,11 +200,14 @@ def run(module: AnsibleModule) -> dict[str, object]:
         if now[each] is not None and not same(now[each], value)
     }
     text = "" if absent else render(module.params["content"], {**away, **before})
+    # Until all is back that is no longer named: a run may end in between.
+    back = {lasting(each): value for each, value in noted.items() if each in differ}
+    on_the_way = "" if absent else render(module.params["content"], {**away, **back, **before})
     changes: dict[str, list[str | None]] = {}
     if not module.check_mode:
         # The file first: it is what remembers the values before.
-        if text != old and not absent:
-            replace(file, text.encode(), 0, 0, 0o644)
+        if on_the_way != old and not absent:
+            replace(file, on_the_way.encode(), 0, 0, 0o644)
         for each, value in sorted(differ.items()):
             reason = write(each, value)
             if reason:
@@ -213,6 +216,8 @@ def run(module: AnsibleModule) -> dict[str, object]:
                 changes[each] = [now[each], value]
         if text != old and absent:
             os.unlink(file)
+        elif text != on_the_way:
+            replace(file, text.encode(), 0, 0, 0o644)
     else:
         # Whether the kernel takes it shows only when tried, save where nothing can be written.
         changes = {

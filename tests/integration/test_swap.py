@@ -33,6 +33,18 @@ def place(request: pytest.FixtureRequest, folder: Path, make_disks: Disks) -> Pa
     return point
 
 
+def test_a_folder_that_was_there_stays(place: Path) -> None:
+    path = place / "own/swap"
+    path.parent.mkdir(mode=0o755)
+    if sh("stat", "-f", "-c", "%T", str(place)).strip() == "btrfs":
+        path.parent.rmdir()
+        sh("btrfs", "subvolume", "create", str(path.parent))
+    swap.make(str(path), 64 * MIB)
+    swap.put(str(path))
+    swap.remove(str(path))
+    assert path.parent.is_dir()
+
+
 def test_made_used_replaced_and_removed(place: Path) -> None:
     path = place / "lib/swap/file"
     swap.refuse_place(str(path), 256 * MIB)

@@ -238,8 +238,9 @@ def test_what_is_no_disk_is_left_out() -> None:
             },
             ("unreadable", 0),
         ),
-        # It sleeps, or is behind a bridge that does not pass the question on.
+        # It is behind a bridge that does not pass the question on; it sleeps.
         ({"smartctl": {"exit_status": 2}}, ("", 0)),
+        ({"smartctl": {"exit_status": 3}}, ("asleep", 0)),
     ],
 )
 def test_health(answer: dict[str, Any], expected: tuple[str, int]) -> None:
@@ -305,7 +306,9 @@ def test_interfaces(tmp_path: Path) -> None:
         (tmp_path / "sys/class/net" / part).mkdir(exist_ok=True)
         (tmp_path / "sys/class/net" / part / "master").symlink_to(f"../{whole}")
     (tmp_path / "sys/class/net/bonding_masters").write_text("bond0\n")
+    (tmp_path / "sys/class/net/eth1/phy80211").mkdir()
     first, second = nics.read(root)
+    assert (first.wireless, second.wireless) == (False, True)
     assert (first.name, first.speed, first.duplex, first.up) == ("eth0", 1000, "full", True)
     assert first.way_out
     assert (second.speed, second.up, second.way_out) == (0, False, False)

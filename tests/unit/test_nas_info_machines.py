@@ -335,7 +335,7 @@ def test_what_only_some_of_them_show(tmp_path: Path) -> None:
     found = {each.name: each for each in drives.parse_lsblk(programs[" ".join(drives.LSBLK)])}
     assert [name for name, each in found.items() if each.read_only] == ["sdb"]
     assert found["sdc"].model == "EXAMPLE HDD"
-    asked = "smartctl --json --nocheck=standby --health --attributes --log=devstat /dev/"
+    asked = "smartctl --json --nocheck=standby,3 --health --attributes --log=devstat /dev/"
     degrees = [drives.parse_smart(programs[asked + name])[1] for name in ("sdc", "nvme0n1", "sda")]
     assert degrees == [31, 50, 0]
 

@@ -13,7 +13,7 @@ from ansible_collections.nas.assistant.plugins.filter import preflight, prefligh
 GIB = 1 << 30
 DEBIAN = {"distribution": "Debian", "distribution_major_version": "12"}
 NIC = {"name": "eth0", "driver": "igc", "speed": 2500, "most": 2500, "duplex": "full"}
-NIC |= {"up": True, "way_out": True}
+NIC |= {"up": True, "way_out": True, "wireless": False}
 DISK = {"name": "sda", "kind": "hdd", "size": 4000787030016, "model": "EXAMPLE", "health": "good"}
 
 
@@ -106,6 +106,7 @@ def test_a_good_one_has_nothing_said_of_it() -> None:
         ({"nics": [{**NIC, "duplex": "half"}]}, "link eth0", "warning"),
         ({"nics": [{**NIC, "speed": 10000}]}, "link eth0", "note"),
         ({"nics": [{**NIC, "speed": 0}]}, "link eth0", "note"),
+        ({"nics": [{**NIC, "speed": 0, "wireless": True}]}, "link eth0", "warning"),
         (
             {"listeners": [{"port": 80, "address": "::", "program": "apache2"}]},
             "port 80",

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ ROLES = sorted(path.parent.parent for path in ROOT.glob("roles/*/tasks/main.yml"
 # task that is skipped, where an import is as many as there are in the file.
 IMPORT, INCLUDE = "ansible.builtin.import_tasks", "ansible.builtin.include_tasks"
 CONTENTS = {"name", IMPORT, INCLUDE, "when", "tags"}
+EXPRESSION = re.compile(r"\{[{%](?s:.*?)[%}]\}|(?<=when: ).*|(?<=that: ).*")
+AS_SWITCH = re.compile(r"( \| default\(\w+\))? \| bool\b")
 
 
 def load(path: Path) -> Any:
@@ -54,6 +57,17 @@ def test_nested_defaults_are_those_that_the_role_lays_under(role: Path) -> None:
         documented = {name: inner["default"] for name, inner in option["options"].items()}
         assert internal[f"__{key}_defaults"] == documented
         assert internal[f"__{key}"] == f"{{{{ __{key}_defaults | combine({key}) }}}}"
+
+
+def test_switches_are_taken_as_words_too(role: Path) -> None:
+    """``-e NAME=false`` and an INI inventory give a word, which would count as true."""
+    switches = [key for key, option in options(role).items() if option["type"] == "bool"]
+    for path in [*role.rglob("*.yml"), *role.rglob("*.j2")]:
+        for expression in EXPRESSION.findall(path.read_text(encoding="utf-8")):
+            for name in switches:
+                asked = re.findall(rf"(?<!')\b{name}\b(?![':])(.*)", expression, re.DOTALL)
+                if expression != f"{{{{ {name} }}}}":
+                    assert all(AS_SWITCH.match(rest) for rest in asked), (path, expression)
 
 
 def test_variables_carry_the_roles_name(role: Path) -> None:

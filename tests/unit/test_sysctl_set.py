@@ -146,6 +146,8 @@ def test_what_goes_back() -> None:
 def test_two_that_exclude_each_other() -> None:
     with pytest.raises(SysctlError, match=r"of vm\.dirty_ratio=5 and vm\.dirty_bytes=6 the"):
         checked({BYTES: 6, RATIO: 5})
+    with pytest.raises(SysctlError, match=r"vm/swappiness is vm\.swappiness by another name"):
+        checked({"vm.swappiness": 60, "vm/swappiness": 10})
     with pytest.raises(SysctlError, match="vm is no parameter's name"):
         checked({"vm": 1})
 
@@ -169,8 +171,11 @@ def test_what_is_read_later_decides(tmp_path: Path) -> None:
     assert set(before) == {"vm/early"}
     assert set(after) == {"vm/late", "vm/same", "vm/dirty_bytes"}
     wanted = {"vm.late": "1", "vm.same": "1", "vm.early": "5", "vm/late": "3", RATIO: "10"}
+    # It says enough.
+    assert "vm.late" not in left(wanted, ["vm.late"], after)
+    assert left({"vm.late": "4"}, ["vm.late"], after)
     says = f"left to {first}/60-late.conf, which is read later and says"
-    assert left(wanted, after) == {
+    assert left(wanted, [], after) == {
         "vm.late": f"vm.late: {says} 3",
         RATIO: f"{RATIO}: {says} {BYTES} = 77",
     }
@@ -184,6 +189,69 @@ def test_a_kernel_that_lacks_or_refuses(tmp_path: Path) -> None:
     assert kernel.refused == {"vm.none": "vm.none: this kernel has no such parameter"}
     assert write("vm.good", "3 4", str(tmp_path)) == ""
     assert "refuses" in write("vm", "3", str(tmp_path))
+
+
+class FakeKernel(dict[str, str]):
+    """Parameters; of ``broken`` ones it takes no other value. ``left`` writes, and the run is cut
+    off."""
+
+    def __init__(self, values: dict[str, str], broken: Sequence[str] = (), left: int = 99) -> None:
+        super().__init__(values)
+        self.broken, self.left = broken, left
+
+    def write(self, name: str, value: str) -> str:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        if name in self.broken:
+            return f"{name} = {value}: the kernel refuses it"
+        self[name] = value
+        return ""
+
+    def run(self, file: Path, values: dict[str, object], **more: object) -> dict[str, object]:
+        params = {"path": str(file), "values": values, "minimums": [], "strict": False}
+        params |= {"state": "present" if values else "absent", **more}
+        module = SimpleNamespace(params=params, check_mode=False)
+        with (
+            mock.patch.object(sysctl_set, "write", self.write),
+            mock.patch.object(
+                sysctl_set, "read", lambda names: Kernel({n: self[n] for n in names})
+            ),
+            mock.patch.object(sysctl_set, "others", return_value=({}, {})),
+        ):
+            return dict(sysctl_set.run(module))
+
+
+def test_what_was_refused_goes_back_too(tmp_path: Path) -> None:
+    file = tmp_path / "99-ours.conf"
+    kernel = FakeKernel({"vm.swappiness": "10"})
+    kernel.run(file, {"vm.swappiness": 60})
+    kernel.broken = ["vm.swappiness"]
+    assert kernel.run(file, {"vm.swappiness": 300})["refused"]
+    assert kernel.run(file, {"vm.swappiness": 300})["changed"] is False
+    kernel.broken = []
+    kernel.run(file, {})
+    assert (kernel, file.exists()) == ({"vm.swappiness": "10"}, False)
+
+
+def test_a_change_that_was_cut_off_goes_back(tmp_path: Path) -> None:
+    file = tmp_path / "99-ours.conf"
+    kernel = FakeKernel({"vm.a": "1", "vm.b": "1"})
+    kernel.run(file, {"vm.a": 2, "vm.b": 2})
+    kernel.left = 1
+    with pytest.raises(KeyboardInterrupt):
+        kernel.run(file, {"vm.a": 3, "vm.b": 3})
+    assert kernel == {"vm.a": "3", "vm.b": "2"}
+    kernel.left = 99
+    again = kernel.run(file, {"vm.a": 3, "vm.b": 3})
+    assert (kernel, again["changed"]) == ({"vm.a": "3", "vm.b": "3"}, True)
+    assert "in force" not in file.read_text()
+    kernel.left = 1
+    with pytest.raises(KeyboardInterrupt):
+        kernel.run(file, {"vm.a": 4, "vm.b": 4})
+    kernel.left = 99
+    kernel.run(file, {})
+    assert kernel == {"vm.a": "1", "vm.b": "1"}
 
 
 @pytest.mark.parametrize("text", ["", "# somebody's\n-vm.swappiness = 60\n"])

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.nas.assistant.plugins.modules import sysfs_set
@@ -72,6 +73,37 @@ def test_patterns() -> None:
     found, missing = expand({"/sys/class/net/l[o]/mtu": 65536, "/sys/no/such*/file": "x"})
     assert found == {"/sys/class/net/lo/mtu": "65536"}
     assert missing == ["/sys/no/such*/file: this machine has none"]
+
+
+def test_what_is_no_longer_named_is_known_until_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"/sys/a": "128", "/sys/b": "none"}
+    file = tmp_path / "rules"
+
+    def run(**wanted: str) -> None:
+        paths = {f"/sys/{name}": value for name, value in wanted.items()}
+        params = {"path": str(file), "content": "x", "values": paths, "state": "present"}
+        sysfs_set.run(SimpleNamespace(params=params, check_mode=False))
+
+    def set_it(path: str, value: str) -> str:
+        values[path] = value
+        return ""
+
+    def cut_off(path: str, value: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sysfs_set, "read", values.get)
+    monkeypatch.setattr(sysfs_set, "expand", lambda wanted: (dict(wanted), []))
+    monkeypatch.setattr(sysfs_set, "write", set_it)
+    run(a="2048", b="bfq")
+    monkeypatch.setattr(sysfs_set, "write", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(b="bfq")
+    monkeypatch.setattr(sysfs_set, "write", set_it)
+    run(b="bfq")
+    assert values == {"/sys/a": "128", "/sys/b": "bfq"}
+    assert parse_before(file.read_text()) == {"/sys/b": "none"}
 
 
 def test_a_disk_is_named_so_that_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

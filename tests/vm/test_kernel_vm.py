@@ -188,8 +188,13 @@ def test_reading_ahead_of_what_does_not_turn(lab: Lab) -> None:
     # As udev has it, when the disk is plugged in.
     lab.on(host, f"echo 64 > {queue}; udevadm trigger --settle --action=change")
     assert lab.on(host, f"cat {queue}") == "512"
+    assert "changed=0" not in kernel(lab, "--check", kernel_state="absent")
+    assert lab.on(host, f"cat {queue}") == "512"
+    kernel(lab, kernel_io={"managed": False}, kernel_working_set_ms=0)
+    assert lab.on(host, f"cat {queue} {LRU}/min_ttl_ms").split() == ["128", "0"]
+    assert "[bfq]" not in lab.on(host, "cat /sys/block/sd*/queue/scheduler")
     kernel(lab)
-    assert lab.on(host, f"cat {queue}") == "128"
+    assert lab.on(host, f"cat {queue} {LRU}/min_ttl_ms").split() == ["128", "1000"]
 
 
 def test_bytes_take_the_place_of_shares(lab: Lab) -> None:

@@ -90,3 +90,7 @@ def test_grubs_command_line(playbook: Playbook, on: Callable[[str], str]) -> Non
     menu = on("cat /boot/grub/grub.cfg")
     assert OFF not in menu
     assert " quiet" in menu
+
+    undone = playbook("kernel", kernel_state="absent")
+    assert undone.returncode == 0, undone.stdout
+    assert OFF in on("cat /boot/grub/grub.cfg")

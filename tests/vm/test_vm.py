@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The site on a virtual machine: a kernel of its own, cgroups v2, a reboot, another CPU."""
+"""The site on a virtual machine: a kernel of its own, a reboot, another CPU."""
 
 from __future__ import annotations
 
@@ -88,35 +88,6 @@ def reachable(address: str) -> bool:
             return stream.recv(4) == b"SSH-"
     except OSError:
         return False
-
-
-def test_limits_hold_on_cgroups_v2(lab: Lab) -> None:
-    (host,) = lab.hosts
-    assert lab.on(host, "stat --file-system --format %T /sys/fs/cgroup") == "cgroup2fs"
-    scope = "/sys/fs/cgroup/system.slice/docker-$(docker inspect -f '{{.Id}}' nas-assistant).scope"
-    assert lab.on(host, f"cat {scope}/memory.max") == str(1 << 30)
-    # A reload makes systemd apply what it believes the limits to be.
-    lab.on(host, "systemctl daemon-reload")
-    assert lab.on(host, f"cat {scope}/memory.swap.max") == "4096"
-    assert lab.on(host, f"cat {scope}/memory.max") == str(1 << 30)
-    # As the container itself sees it; the site has compared all of it already.
-    seen = json.loads(lab.on(host, "docker exec nas-assistant /app/start.sh limits"))
-    assert (seen["version"], seen["memory"], seen["pids"]) == (2, 1 << 30, 256)
-    assert (seen["cpuset"], seen["io_priority"], seen["oom_score_adj"]) == ("0-1", 2, 300)
-
-
-@pytest.mark.parametrize("how", ["timeout 600 {}; true", "systemd-run --quiet --wait {} || true"])
-def test_memory_that_runs_out_ends_one_program(lab: Lab, how: str) -> None:
-    """Started by a session over SSH, which is sshd's own child, and as a service."""
-    (host,) = lab.hosts
-    pids = "systemctl show ssh nginx docker --property=MainPID --value | xargs"
-    before = lab.on(host, pids)
-    hog = "python3 -c 'taken = [bytearray(b\"x\" * (1 << 24)) for _ in iter(int, 1)]'"
-    lab.on(host, how.format(hog), PATIENCE)
-    assert "(python3)" in lab.on(host, "journalctl -k -b -o cat -g 'Out of memory: Killed' -n 1")
-    assert lab.on(host, pids) == before
-    with lab.client(host, PATIENCE) as client:
-        check_answer(client)
 
 
 def test_a_second_run_changes_nothing(lab: Lab) -> None:

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from conftest import LONG
 from testinfra.host import Host
@@ -85,6 +86,20 @@ def test_its_limits_are_seen_inside(host: Host) -> None:
     for kind in ("ulimits", "hard_ulimits"):
         assert (limits[kind]["nofile"], limits[kind]["core"]) == (4096, 0)
     assert host.check_output(f"ionice -p {engine_of(host)}") == "best-effort: prio 2"
+
+
+def test_what_takes_all_memory_inside_ends_inside(
+    host: Host, client: httpx.Client, wait_ready: Callable[[], float]
+) -> None:
+    """The largest program in the container goes, and the NAS's own go on."""
+    services = "systemctl show ssh nginx docker --property=MainPID --value | xargs"
+    before = host.check_output(services)
+    hog = "python3 -c 'taken = [bytearray(b\"x\" * (1 << 24)) for _ in iter(int, 1)]'"
+    assert host.run(f"docker exec {CONTAINER} {hog}").rc == 137
+    assert host.check_output(services) == before
+    wait_ready()
+    answer = client.post("/v1/completions", json={"prompt": "Hello", "max_tokens": 4})
+    assert answer.status_code == 200
 
 
 def test_all_its_limits_can_be_set(

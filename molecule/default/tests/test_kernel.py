@@ -64,6 +64,23 @@ def test_set_read_back_and_mended(kernel: Playbook, host: Host) -> None:
     assert value(host, WINDOWS) == "4096 32768 8388608"
 
 
+def test_a_memory_controller_that_is_on_is_left(host: Host, playbook: Playbook) -> None:
+    booted = host.check_output("systemctl show --property=UserspaceTimestampMonotonic")
+    done = playbook("memory_controller", kernel_memory_controller=True)
+    assert done.returncode == 0, done.stdout
+    assert "changed=0" in done.stdout
+    assert host.check_output("systemctl show --property=UserspaceTimestampMonotonic") == booted
+
+
+def test_switches_are_taken_as_words_too(playbook: Playbook) -> None:
+    """As ``-e NAME=false`` hands them over."""
+    words = ("-e", "kernel_overcommit=false", "-e", "kernel_strict=false")
+    done = playbook("kernel", *words)
+    assert done.returncode == 0, done.stdout
+    assert "changed=0" in done.stdout
+    assert "lets every program have what it asks for" not in done.stdout
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kernel_strict": True}, "this kernel has no such parameter. No parameter was changed"),
     ({"kernel_sysctl": {"vm.overcommit_memory": 1}}, "Set kernel_overcommit: true if"),

@@ -81,7 +81,7 @@ show sys/fs/cgroup/cgroup.controllers proc/cgroups
 ask_json lsblk --json --bytes --output NAME,TYPE,SIZE,ROTA,TRAN,MODEL,RO
 for disk in sys/block/sd* sys/block/nvme*; do
     [ -e "$disk" ] || continue
-    ask_json smartctl --json --nocheck=standby --health --attributes --log=devstat \
+    ask_json smartctl --json --nocheck=standby,3 --health --attributes --log=devstat \
         "/dev/${disk##*/}"
 done
 show dev/disk/by-id/* proc/self/mounts
