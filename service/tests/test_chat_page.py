@@ -457,6 +457,9 @@ def test_cut_off_and_from_outside(chat: Chat, server: Server) -> None:
     chat.ask_and_wait("Write")
     assert chat.text(".outside") == "answered outside of this house"
     assert "cut off" in chat.text(".note")
+    server.engine.status, server.engine.parts = 500, (b"{}",)
+    chat.ask("Write")
+    chat.page.wait("document.querySelectorAll('.outside').length === 2")
 
 
 def test_conversations_are_kept(chat: Chat, server: Server) -> None:

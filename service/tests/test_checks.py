@@ -159,6 +159,7 @@ def test_others_are_checked_and_may_be_unusable(
     extra = other("fine", data) + other("gone", data) + other("huge", huge, "context = 900000")
     checked = check_start(load(data, extra), models_dir, "source")
     assert list(checked.models) == ["default", "fine"]
+    assert list(checked.kinds) == ["default", "fine", "huge"]
     assert "does not exist" in checked.unusable["gone"]
     assert "limit is 700 MiB" in checked.unusable["huge"]
     assert checked.room == (700 << 20) - checked.models["default"].need.gateway

@@ -151,6 +151,7 @@ def failure(handler: Handler, *, stream: bool = False, timeout: int = 5) -> str:
         async with server(handler) as url:
             with pytest.raises(EngineUnavailable) as caught:
                 await ask(url, stream=stream, timeout=timeout)
+        assert caught.value.sent
         return str(caught.value).encode()
 
     return run(check()).decode()
@@ -199,8 +200,9 @@ def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nobody_is_there() -> None:
     async def check() -> bytes:
-        with pytest.raises(EngineUnavailable, match="'example' cannot be reached"):
+        with pytest.raises(EngineUnavailable, match="'example' cannot be reached") as caught:
             await ask("http://127.0.0.1:9/api")
+        assert not caught.value.sent
         return b""
 
     run(check())

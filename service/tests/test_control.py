@@ -82,6 +82,48 @@ async def check_two_workers_share_the_limit(path: Path) -> None:
         await second.close()
 
 
+async def check_no_patience_takes_what_is_free(path: Path) -> None:
+    async with _line(path, slots=1, queue=4), AsyncExitStack() as held:
+        client = await _client(path)
+        hasty = call_of("default", patience=0)
+        await held.enter_async_context(client.slot(hasty))
+        with pytest.raises(EngineBusy):
+            await held.enter_async_context(client.slot(hasty))
+        await held.aclose()
+        await held.enter_async_context(client.slot(hasty))
+        await held.aclose()
+        await client.close()
+
+
+async def check_another_try_counts_unless_the_first_did(path: Path) -> None:
+    ring = KeyRing([api_key(requests_per_minute=1), api_key("other", "x", requests_per_minute=1)])
+    async with _line(path, slots=1, queue=4, ring=ring) as server, AsyncExitStack() as held:
+        client = await _client(path)
+        with pytest.raises(EngineUnavailable) as unknown:
+            await held.enter_async_context(client.slot(call_of("unknown")))
+        assert not unknown.value.counted
+        again = call_of("default", fallback="context")
+        async with client.slot(again):
+            waiting = asyncio.create_task(_hold_as(client, "other"))
+            await asyncio.sleep(0.05)
+            server.publish("test", [], {}, "lost")
+            with pytest.raises(EngineUnavailable) as lost:
+                await waiting
+            assert lost.value.counted
+        server.publish("test", [BACKEND.model], {}, "")
+        server.open(BACKEND)
+        with pytest.raises(QuotaExceeded, match="1 requests a minute"):
+            await held.enter_async_context(client.slot(again))
+        async with client.slot(call_of("default", fallback="busy", again=True)):
+            pass
+        await client.close()
+
+
+async def _hold_as(client: ControlClient, key: str) -> None:
+    async with client.slot(call_of("default", key)):
+        pass
+
+
 async def check_a_worker_that_dies_gives_everything_back(path: Path) -> None:
     async with _line(path, slots=1, queue=4), AsyncExitStack() as stack:
         first, second = await _client(path), await _client(path)
@@ -169,9 +211,11 @@ async def check_a_model_that_is_not_there_is_waited_for(path: Path) -> None:
     other = Backend(Model("other", Kind.CHAT, 1), "/other.sock", "secret")
     async with _line(path, slots=1, queue=4) as server, AsyncExitStack() as stack:
         client = await _client(path)
+        server.kinds["lost"] = Kind.EMBEDDING
         server.publish("test", [BACKEND.model, other.model], {"lost": "it is damaged"}, "")
         await _until(lambda: len(client.state.models) == 2)
         assert client.state.unusable == {"lost": "it is damaged"}
+        assert client.state.kinds == {"lost": Kind.EMBEDDING}
         server.changed.clear()
         waiting = asyncio.create_task(stack.enter_async_context(client.slot(call_of("other"))))
         await server.changed.wait()
@@ -244,6 +288,8 @@ async def check_workers_know_the_keys(path: Path) -> None:
     "check",
     [
         check_two_workers_share_the_limit,
+        check_no_patience_takes_what_is_free,
+        check_another_try_counts_unless_the_first_did,
         check_a_worker_that_dies_gives_everything_back,
         check_a_cancelled_waiter_leaves_the_queue,
         check_a_lost_engine_empties_the_queue,

@@ -40,6 +40,7 @@ class StandIn:
     most: int = 0
     broken: set[str] = set()  # noqa: RUF012
     ends: dict[str, asyncio.Event] = {}  # noqa: RUF012
+    verified: list[str] = []  # noqa: RUF012
 
     def __init__(self, _: object, model: CheckedModel, *__: object) -> None:
         self.name = model.settings.name
@@ -130,6 +131,13 @@ async def check_models_come_and_go(client: ControlClient, _: Engines) -> None:
     assert StandIn.most == 2
 
 
+async def check_what_was_away_is_read_again(client: ControlClient, _: Engines) -> None:
+    # The first of them was read before the start.
+    for name in ("large", "other", "default"):
+        await ask(client, name)
+    assert StandIn.verified == ["large", "other", "default"]
+
+
 async def check_nobody_is_cut_off_for_another(client: ControlClient, _: Engines) -> None:
     async with AsyncExitStack() as held:
         for name in ("default", "large"):
@@ -200,6 +208,7 @@ async def check_who_leaves_is_not_waited_for(client: ControlClient, _: Engines) 
     "check",
     [
         check_models_come_and_go,
+        check_what_was_away_is_read_again,
         check_nobody_is_cut_off_for_another,
         check_all_get_their_turn,
         check_one_that_does_not_load,
@@ -216,7 +225,10 @@ def test_engines(
     monkeypatch.setattr(module, "EngineProcess", StandIn)
     monkeypatch.setattr(module, "_LOOK_AGAIN", 0.05)
     monkeypatch.setattr(pool, "_MIN_STAY", 0.1)
-    monkeypatch.setattr(CheckedModel, "verify", lambda _: None)
+    monkeypatch.setattr(
+        CheckedModel, "verify", lambda model: StandIn.verified.append(model.settings.name)
+    )
+    StandIn.verified.clear()
     StandIn.running.clear()
     StandIn.broken.clear()
     StandIn.most = 0

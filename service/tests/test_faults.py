@@ -89,6 +89,25 @@ def test_engine_killed_while_eight_stream(service: Service) -> None:
     assert "SIGKILL" in ended[0]["message"]
 
 
+def waits(service: Service) -> list[str]:
+    """After which an engine that ended was started again."""
+    ends = [line["message"] for line in service.log if line["event"] == "engine_ended"]
+    return [end.partition("starting it again in ")[2] for end in ends]
+
+
+def test_an_engine_that_ends_again_and_again(service: Service) -> None:
+    """It is left alone longer each time, and who asks hears why."""
+    service.start()
+    for waited in (["1 s"], ["1 s", "2 s"], ["1 s", "2 s", "4 s"]):
+        service.wait(lambda: service.pids(ENGINE), 30)
+        kill_engine(service)
+        service.wait(lambda: "SIGKILL, it is being started again" in reason(service), 5)
+        service.wait(lambda waited=waited: waits(service) == waited, 5)  # type: ignore[misc]
+    service.wait(lambda: service.status("/readyz") == 200)
+    with client_of(service) as client:
+        assert client.completions.create(model="default", prompt="Hi", max_tokens=2).usage
+
+
 @pytest.mark.parametrize("damage", ["byte", "cut"])
 def test_a_model_that_its_disk_damaged(service: Service, damage: str) -> None:
     """An engine that ended is not started on it again, before it is mended."""

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message
 
 from nas_assistant.engine import (
     Call,
@@ -24,7 +27,7 @@ from nas_assistant.engine import (
 )
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing, Role
-from nas_assistant.settings import Settings
+from nas_assistant.settings import LONGEST_TO_CLOUD, Settings
 
 from .conftest import HYBRID, SECRET, api_key, minimal_config
 from .fake_engine import FakeEngine
@@ -82,6 +85,31 @@ def client(settings: Settings, engines: TwoEngines) -> Iterator[TestClient]:
         yield client
 
 
+async def ask(app: ASGIApp, body: bytes) -> None:
+    """Ask for a chat as a server does, of which nothing is kept here."""
+    parts = [body]
+
+    async def receive() -> Message:
+        if parts:
+            return {"type": "http.request", "body": parts.pop(), "more_body": False}
+        await asyncio.sleep(3600)
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        pass
+
+    headers = [(b"authorization", f"Bearer {SECRET}".encode())]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "headers": headers,
+        "query_string": b"",
+    }
+    del body
+    await app(scope, receive, send)
+
+
 def as_(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
@@ -105,6 +133,18 @@ def test_a_named_model_of_the_cloud(client: TestClient, engines: TwoEngines) -> 
     sent = HELLO | {"model": "gpt-example", "temperature": 0.5}
     assert engines.there.requests == [("smart", CHAT, sent, "owner")]
     assert engines.there.calls[0].patience is None
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_goes_out_by_the_name_that_it_came_with(
+    client: TestClient, engines: TwoEngines, name: str
+) -> None:
+    for model in ("default", "smart"):
+        client.post(CHAT, json=HELLO | {"model": model, name: 5})
+    ((_, _, here, _),) = engines.here.requests
+    ((_, _, there, _),) = engines.there.requests
+    assert here == HELLO | {"max_tokens": 5}
+    assert there == HELLO | {"model": "gpt-example", name: 5}
 
 
 POOLED = {"X-Nas-Pool": "1"}
@@ -170,20 +210,59 @@ def test_the_cloud_where_it_must(
     assert response.headers["x-served-by"] == "cloud:example"
     (call,) = engines.there.calls
     assert (call.model, call.fallback, call.stream) == ("smart", reason, stream)
+    assert call.again, "it counted when the model here was asked"
 
 
 def test_a_text_that_cannot_fit_goes_to_the_cloud(client: TestClient, engines: TwoEngines) -> None:
     long = {"messages": [{"role": "user", "content": "x " * 100_000}]}
     assert client.post(CHAT, json=long).headers["x-served-by"] == "cloud:example"
     assert not engines.here.calls
-    assert engines.there.calls[0].fallback == "context"
+    assert (engines.there.calls[0].fallback, engines.there.calls[0].again) == ("context", False)
+
+
+@pytest.mark.parametrize("model", ["default", "smart"])
+def test_what_is_too_long_for_a_cloud(client: TestClient, engines: TwoEngines, model: str) -> None:
+    content = "x" * LONGEST_TO_CLOUD
+    request = {"model": model, "messages": [{"role": "user", "content": content}]}
+    error = client.post(CHAT, json=request).json()["error"]
+    assert f"at most {LONGEST_TO_CLOUD} are sent to a cloud" in error["message"]
+    assert not engines.there.calls
+
+
+def test_a_worker_holds_as_much_of_a_request_as_is_counted(
+    settings: Settings, engines: TwoEngines
+) -> None:
+    """Of one for an upstream, while it waits: once, whatever a string of Python's may take."""
+    engines.there = FakeEngine(None)
+    content = "€" * (LONGEST_TO_CLOUD // 4)
+    body = json.dumps({**HELLO, "model": "smart", "user": content}, ensure_ascii=False)
+    body = body.replace("hello", content)
+
+    async def hold(number: int) -> int:
+        app = create_app(settings, engines, KEYS)
+        before = tracemalloc.get_traced_memory()[0]
+        held = [asyncio.create_task(ask(app, body.encode())) for _ in range(number)]
+        while engines.there.active < number:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+        engines.there.requests.clear()  # what this test keeps of them
+        taken = tracemalloc.get_traced_memory()[0] - before
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        return taken
+
+    tracemalloc.start()
+    try:
+        assert asyncio.run(hold(8)) < 8 * LONGEST_TO_CLOUD
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_model_that_is_lost(client: TestClient, engines: TwoEngines) -> None:
     models = {"smart": engines.state.models["smart"]}
     engines.state = EngineState(False, "lost", models, {"default": "the engine ended"})
     assert client.post(CHAT, json=HELLO).headers["x-served-by"] == "cloud:example"
-    assert engines.there.calls[0].fallback == "unavailable"
+    assert (engines.there.calls[0].fallback, engines.there.calls[0].again) == ("unavailable", False)
 
 
 def test_what_asks_for_something_wrong_stays(client: TestClient, engines: TwoEngines) -> None:
@@ -248,6 +327,51 @@ def test_vectors_from_the_cloud(client: TestClient, engines: TwoEngines) -> None
     # A model that chats is no fallback for one that does not.
     response = client.post("/v1/embeddings", json={"input": "x", "model": "default"})
     assert response.json()["error"]["code"] == "model_not_embedding"
+
+
+LOCAL = Model("default", Kind.EMBEDDING, 1)
+SMART = Model("vectors", Kind.EMBEDDING, 1, "example")
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (EngineState(True, "", {"vectors": SMART, "default": LOCAL}), 200),
+        # It is lost, and so is one whose kind nobody could read.
+        (EngineState(True, "", {"vectors": SMART}, {}, {"default": Kind.EMBEDDING}), 503),
+        (EngineState(True, "", {"vectors": SMART}, {"default": "it is damaged"}), 503),
+    ],
+)
+def test_vectors_stay_where_there_is_a_model_for_them(
+    client: TestClient, engines: TwoEngines, state: EngineState, status: int
+) -> None:
+    engines.state = state
+    response = client.post("/v1/embeddings", json={"input": "x"})
+    assert response.status_code == status
+    assert not engines.there.calls
+
+
+@pytest.mark.parametrize(
+    ("engine", "status", "who"),
+    [
+        (FakeEngine(b"{}", status=500), 500, "cloud:example"),
+        (FakeEngine(b"{", EngineUnavailable("it broke off", sent=True)), 503, "cloud:example"),
+        (FakeEngine(EngineUnavailable("it cannot be reached")), 503, None),
+    ],
+)
+@pytest.mark.parametrize("model", ["default", "smart"])
+def test_errors_say_that_text_went_out(
+    client: TestClient,
+    engines: TwoEngines,
+    engine: FakeEngine,
+    status: int,
+    who: str | None,
+    model: str,
+) -> None:
+    engines.here.refusal = EngineUnavailable("the engine ended")
+    engines.there = engine
+    response = client.post(CHAT, json=HELLO | {"model": model})
+    assert (response.status_code, response.headers.get("x-served-by")) == (status, who)
 
 
 def test_an_event_that_does_not_end(client: TestClient, engines: TwoEngines) -> None:

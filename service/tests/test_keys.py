@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import json
 import os
 import stat
@@ -15,10 +17,20 @@ from typing import Any
 
 import pytest
 
+from nas_assistant.key_commands import add_parser, run
 from nas_assistant.key_files import KeyFiles
-from nas_assistant.keys import ApiKey, KeyRing, KeysError, Role, load, parse_key, render
+from nas_assistant.keys import (
+    ApiKey,
+    KeyRing,
+    KeysError,
+    Role,
+    changes,
+    load,
+    parse_key,
+    render,
+)
 from nas_assistant.quota import Usage
-from nas_assistant.state import Ledger
+from nas_assistant.state import Ledger, audit
 
 from .conftest import SECRET, api_key
 from .service_process import SOURCE
@@ -113,15 +125,19 @@ def files(tmp_path: Path) -> KeyFiles:
     return files
 
 
-def keys(files: KeyFiles, *words: str) -> str:
-    """Run the command as a user does; what it prints, or why it does not."""
-    places = ["--keys-dir", str(files.inventory), "--state-dir", str(files.state)]
-    done = subprocess.run(
-        [sys.executable, "-m", "nas_assistant", "keys", *places, *words],
+def run_keys(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "nas_assistant", "keys", *words],
         env={**os.environ, "PYTHONPATH": str(SOURCE)},
         capture_output=True,
         text=True,
     )
+
+
+def keys(files: KeyFiles, *words: str) -> str:
+    """Run the command as a user does; what it prints, or why it does not."""
+    places = ["--keys-dir", str(files.inventory), "--state-dir", str(files.state)]
+    done = run_keys(*places, *words)
     assert done.returncode == (1 if done.stderr else 0), done.stderr
     return (done.stdout + done.stderr).strip()
 
@@ -168,6 +184,45 @@ def test_a_key_is_made_rotated_and_revoked(files: KeyFiles) -> None:
         ["revoke", "phone"],
         ["rotate", "phone"],
         ["create", "phone"],
+    ]
+
+
+def test_a_key_goes_while_nothing_can_be_noted(files: KeyFiles) -> None:
+    keys(files, "create", "phone")
+    for path in files.state.glob("assistant.db*"):
+        path.unlink()
+    (files.state / "assistant.db").write_bytes(b"damaged" * 1000)
+    places = ["--keys-dir", str(files.inventory), "--state-dir", str(files.state)]
+    done = run_keys(*places, "revoke", "phone")
+    assert (done.returncode, done.stdout) == (0, "phone is revoked\n")
+    assert "it is done, but not in the history" in done.stderr
+    assert sorted(files.load()) == ["owner"]
+
+
+def test_only_what_was_done_is_noted(files: KeyFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers(), argparse.ArgumentParser(add_help=False))
+    with pytest.raises(KeysError, match="No space left"):
+        run(parser.parse_args(["keys", "create", "phone"]), files)
+    assert audit(files.state) == []
+
+
+def test_what_was_done_to_keys() -> None:
+    before = {name: api_key(name) for name in ("a", "b", "c", "d")}
+    after = {
+        **{name: api_key(name) for name in ("a", "e")},
+        "b": api_key("b", "another"),
+        "c": api_key("c", parallel=1),
+    }
+    assert list(changes(before, after)) == [
+        ("rotate", "b"),
+        ("change", "c"),
+        ("revoke", "d"),
+        ("create", "e"),
     ]
 
 

@@ -13,10 +13,10 @@ import pytest
 from nas_assistant.cgroup import Limits, available_memory, read_limits, usable_threads
 from nas_assistant.cpu import missing_for_wheel
 from nas_assistant.gguf import read_head
-from nas_assistant.memory import MIB, memory_need
+from nas_assistant.memory import MIB, gateway_need, memory_need
 from nas_assistant.settings import Settings
 
-from .conftest import gguf_file, minimal_config
+from .conftest import HYBRID, gguf_file, minimal_config
 
 GIB = 1 << 30
 MEMINFO = {"proc/meminfo": "MemTotal: 8388608 kB\n"}
@@ -125,3 +125,9 @@ def test_memory_arithmetic(tmp_path: Path, write_config: Callable[[str], Path]) 
     assert need.total == sum(getattr(need, field.name) for field in dataclasses.fields(need))
     assert str(need).startswith("weights 10 + KV cache 1 + prompt cache 128 + requests 30 + ")
     assert str(need).endswith(" MiB")
+    upstreams = minimal_config(mode="hybrid", queue=5) + HYBRID
+    for mode in ("hybrid", "local"):
+        config = write_config(upstreams.replace("hybrid", mode))
+        held = gateway_need(Settings.load(config, {})) - need.gateway
+        # Five wait and one is sent, with 1 MiB each.
+        assert held == (6 * 3 * MIB if mode == "hybrid" else 0)

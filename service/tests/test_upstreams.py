@@ -45,6 +45,7 @@ def test_a_breaker_waits_longer_each_time() -> None:
         ('{"upstreams": {"example": {"key": "sk-secret two"}}}', "key must be one word"),
         ('{"upstreams": {"example": {"key": "a", "certificates": 1}}}', "must be text"),
         ('{"upstreams": {"example": {"key": "a", "certificates": "x"}}}', "are not PEM"),
+        ('{"upstreams": {"example": {"key": "a", "certificates": "é"}}}', "are not PEM"),
     ],
 )
 def test_what_is_no_key_of_an_upstream(tmp_path: Path, text: str | None, message: str) -> None:

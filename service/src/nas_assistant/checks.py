@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nas_assistant.cgroup import available_memory, usable_threads
@@ -44,12 +44,13 @@ class CheckedModel:
 @dataclass(frozen=True)
 class Checked:
     """The models that can be used by name, why others cannot, and the bytes that there are for
-    those in memory together.
+    those in memory together. ``kinds``: of all whose file could be read.
     """
 
     models: Mapping[str, CheckedModel]
     unusable: Mapping[str, str]
     room: int
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     def at_start(self, settings: Settings) -> list[CheckedModel]:
         """Those that are loaded at start: the chosen variant, and what is pinned."""
@@ -81,9 +82,10 @@ def check_start(settings: Settings, models_dir: Path, engine_build: str) -> Chec
     if room < 0:
         raise StartRefused(
             f"the gateway needs {in_mib(gateway_need(settings))} MiB, but {limit}. Raise the "
-            "limit, or have fewer workers"
+            "limit, or have fewer workers, or with upstreams a shorter queue or less in parallel"
         )
-    checked = Checked(models, unusable, room)
+    kinds = {name: found.model.kind for name, found in models.items()}
+    checked = Checked(models, unusable, room, kinds)
     at_start = checked.at_start(settings)
     _check_together(at_start, room, limit)
     pinned = sum(found.need.own for found in at_start if found.settings.pinned)

@@ -22,6 +22,8 @@ _CONNECT_SECONDS = 10
 _LONGEST_ANSWER = 16 << 20
 # Worth another try: overloaded, or a gateway on the way that lost it.
 _PASSING = (429, 500, 502, 503, 504)
+# Nothing of the request was read.
+_NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 # An upstream that asks for more patience than this is not asked again.
 _LONGEST_WAIT = 8.0
 
@@ -52,6 +54,7 @@ class Cloud:
         self, upstream: Upstream, backend: Backend, call: Call
     ) -> aiohttp.ClientResponse:
         session = self._session(upstream, backend.certificates)
+        sent = False
         for attempt in range(upstream.retries + 1):
             last = attempt == upstream.retries
             # Full jitter, so that those who failed together do not come back together.
@@ -68,9 +71,11 @@ class Cloud:
                 # Who took the request and says nothing is not asked to do it all twice.
                 silent = isinstance(error, aiohttp.SocketTimeoutError)
                 hopeless = isinstance(error, aiohttp.ClientSSLError)
+                sent = sent or not isinstance(error, _NOT_SENT)
                 if last or silent or hopeless:
-                    raise EngineUnavailable(_complaint(upstream, error)) from error
+                    raise EngineUnavailable(_complaint(upstream, error), sent=sent) from error
             else:
+                sent = True
                 asked = response.headers.get("Retry-After", "")
                 wait = max(wait, float(asked) if asked.isdecimal() else 0.0)
                 if response.status not in _PASSING or last or wait > _LONGEST_WAIT:
@@ -111,7 +116,8 @@ class CloudAnswer:
         if response.status == 200 and response.content_type != wanted:
             raise EngineUnavailable(
                 f"the cloud {upstream.name!r} answers with {response.content_type} instead of "
-                f"{wanted}: its url may be wrong"
+                f"{wanted}: its url may be wrong",
+                sent=True,
             )
 
     @property
@@ -133,7 +139,8 @@ class CloudAnswer:
             if len(body) > _LONGEST_ANSWER:
                 raise EngineUnavailable(
                     f"the cloud {self._upstream.name!r} answers with more than "
-                    f"{_LONGEST_ANSWER >> 20} MiB"
+                    f"{_LONGEST_ANSWER >> 20} MiB",
+                    sent=True,
                 )
         return bytes(body)
 
@@ -146,7 +153,7 @@ class CloudAnswer:
                 held = b"\r" if whole.endswith(b"\r") else b""
                 yield whole.removesuffix(b"\r").replace(b"\r\n", b"\n")
         except aiohttp.ClientError as error:
-            raise EngineUnavailable(_complaint(self._upstream, error)) from error
+            raise EngineUnavailable(_complaint(self._upstream, error), sent=True) from error
 
 
 def _complaint(upstream: Upstream, error: Exception) -> str:

@@ -5,9 +5,10 @@ worker.
 
 A worker sends ``{"op": "acquire", "id": 7, "model": "default", "key": "owner", …}`` and ``{"op":
 "release", "id": 7, "outcome": {…}}``, the latter also to stop waiting; and ``{"op": "report", "id":
-8, "what": "metrics"}``. It gets ``{"event": "granted" | "full" | "limited" | "revoked" |
-"unavailable" | "report", "id": 7, …}``, and ``{"event": "state", …}`` and ``{"event": "keys", …}``
-at once and whenever these change. A connection that ends gives everything back.
+8, "what": "metrics"}``. It gets ``{"event": "granted" | "waiting" | "full" | "limited" |
+"revoked" | "unavailable" | "report", "id": 7, …}``, of which only "waiting" has another one follow;
+and ``{"event": "state", …}`` and ``{"event": "keys", …}`` at once and whenever these change. A
+connection that ends gives everything back.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class ControlServer:
     """The supervisor's side: tells workers the state, and each request if it may go on.
 
     ``reports`` are functions by name, each of which gives a text. ``changed`` is set whenever
-    somebody may wait for another model, or a model may have become idle.
+    somebody may wait for another model, or a model may have become idle. ``kinds``: see
+    ``EngineState``.
     """
 
     def __init__(self, desk: Desk, reports: Mapping[str, Callable[[], str]]) -> None:
@@ -77,6 +79,7 @@ class ControlServer:
         self._models: dict[str, Model] = {}
         self._unusable: dict[str, str] = {}
         self._backends: dict[str, Backend] = {}
+        self.kinds: dict[str, Kind] = {}
         self.reason = "starting"
         self._server: asyncio.Server | None = None
 
@@ -138,6 +141,7 @@ class ControlServer:
             "reason": self.reason,
             "models": [asdict(model) for model in self._models.values()],
             "unusable": self._unusable,
+            "kinds": self.kinds,
         }
 
     def _keys(self) -> dict[str, Any]:
@@ -184,10 +188,16 @@ class ControlServer:
                 reason = self._unusable.get(model, self.reason)
                 self._send(worker, {"event": "unavailable", "id": number, "reason": reason})
                 return
-            fallback = str(message.get("fallback", ""))
-            answer = self._desk.acquire((worker, number), model, str(message["key"]), fallback)
+            answer = self._desk.acquire(
+                (worker, number),
+                model,
+                str(message["key"]),
+                str(message.get("fallback", "")),
+                again=bool(message.get("again")),
+            )
             if answer is None:
                 held.add(number)
+                self._send(worker, {"event": "waiting", "id": number})
                 self.changed.set()
             elif answer["event"] == "granted":
                 held.add(number)
@@ -230,7 +240,7 @@ class ControlClient:
         self._ring = ring
         self._lost = lost
         self._numbers = itertools.count()
-        self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._replies: dict[int, asyncio.Queue[dict[str, Any]]] = {}
         self._first_state = asyncio.Event()
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
@@ -261,19 +271,24 @@ class ControlClient:
         """
         outcome: Outcome | None = None
         wish = {"op": "acquire", "model": call.model, "key": call.key, "fallback": call.fallback}
-        async with self._question(wish) as (number, reply):
+        async with self._question({**wish, "again": call.again}) as (number, replies):
             try:
-                try:
-                    async with asyncio.timeout(call.patience):
-                        message = await reply
-                except TimeoutError as error:
-                    raise EngineBusy(_SLOW_RETRY) from error
+                message = await replies.get()
+                waited = message["event"] == "waiting"
+                if waited:
+                    # Not before: who has no patience may have a slot that is free.
+                    try:
+                        async with asyncio.timeout(call.patience):
+                            message = await replies.get()
+                    except TimeoutError as error:
+                        raise EngineBusy(_SLOW_RETRY) from error
                 if message["event"] == "full":
                     raise EngineBusy(message["retry_after"])
                 if message["event"] in ("limited", "revoked"):
                     raise QuotaExceeded(message["message"], message.get("retry_after", 1))
                 if message["event"] != "granted":
-                    raise EngineUnavailable(message.get("reason") or self.state.reason)
+                    reason = message.get("reason") or self.state.reason
+                    raise EngineUnavailable(reason, counted=waited)
                 grant = Grant(_backend(message["backend"]))
                 try:
                     yield grant
@@ -285,8 +300,8 @@ class ControlClient:
 
     async def report(self, what: str) -> str:
         """A text of the supervisor's, see ``ControlServer``. Raises EngineUnavailable."""
-        async with self._question({"op": "report", "what": what}) as (_, reply):
-            message = await reply
+        async with self._question({"op": "report", "what": what}) as (_, replies):
+            message = await replies.get()
         if message["event"] != "report":
             raise EngineUnavailable(message.get("reason") or self.state.reason)
         return str(message["text"])
@@ -294,13 +309,13 @@ class ControlClient:
     @asynccontextmanager
     async def _question(
         self, message: dict[str, Any]
-    ) -> AsyncIterator[tuple[int, asyncio.Future[dict[str, Any]]]]:
+    ) -> AsyncIterator[tuple[int, asyncio.Queue[dict[str, Any]]]]:
         number = next(self._numbers)
-        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._replies[number] = reply
+        replies: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._replies[number] = replies
         self._send({**message, "id": number})
         try:
-            yield number, reply
+            yield number, replies
         finally:
             del self._replies[number]
 
@@ -315,9 +330,8 @@ class ControlClient:
         finally:
             # Without its supervisor a worker may not use the engine: nobody would count.
             self.state = EngineState(ready=False, reason="the supervisor is gone")
-            for reply in self._replies.values():
-                if not reply.done():
-                    reply.set_result({"event": "unavailable", "reason": self.state.reason})
+            for replies in self._replies.values():
+                replies.put_nowait({"event": "unavailable", "reason": self.state.reason})
         # Not when this side hung up: that cancels this task.
         self._lost()
 
@@ -329,16 +343,17 @@ class ControlClient:
                 reason=message["reason"],
                 models={model.name: model for model in models},
                 unusable=message["unusable"],
+                kinds={name: Kind(kind) for name, kind in message["kinds"].items()},
             )
             self._first_state.set()
             return
         if message["event"] == "keys":
             self._ring.replace(parse_key(entry, "control") for entry in message["keys"])
             return
-        reply = self._replies.get(message["id"])
+        replies = self._replies.get(message["id"])
         # A waiter that was cancelled may be granted its slot meanwhile; its release is on the way.
-        if reply is not None and not reply.done():
-            reply.set_result(message)
+        if replies is not None:
+            replies.put_nowait(message)
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._writer is not None and not self._writer.is_closing():

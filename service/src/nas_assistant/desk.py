@@ -77,13 +77,15 @@ class Desk:
         self._observers.append(observer)
 
     def acquire(
-        self, ticket: Ticket, model: str, name: str, fallback: str = ""
+        self, ticket: Ticket, model: str, name: str, fallback: str = "", *, again: bool = False
     ) -> dict[str, Any] | None:
-        """Take a request in; none while it waits for its turn. ``fallback``: see ``Call``."""
+        """Take a request in; none while it waits for its turn. ``fallback`` and ``again``: see
+        ``Call``.
+        """
         key = self._ring.keys.get(name)
         if key is None:  # revoked while it was on its way
             return self._refuse("revoked", {"message": f"The key '{name}' is no more."})
-        exceeded = self._quotas.begin(key, again=bool(fallback))
+        exceeded = self._quotas.begin(key, again=again)
         if exceeded is not None:
             return self._refuse("limited", asdict(exceeded))
         alone = len(self._ring.keys) < 2

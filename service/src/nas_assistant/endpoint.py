@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -31,7 +31,7 @@ from nas_assistant.generation import Generation
 from nas_assistant.keys import ApiKey
 from nas_assistant.meter import Meter
 from nas_assistant.middleware import KEY, SERVED_BY
-from nas_assistant.settings import Settings
+from nas_assistant.settings import LONGEST_TO_CLOUD, Settings
 from nas_assistant.streams import rewrite, say_who, without_usage
 
 MAX_BODY = 4 << 20
@@ -52,12 +52,15 @@ _STREAM_HEADERS = {
 
 
 class _Elsewhere(Exception):
-    """One model cannot answer now; another one may. ``reason`` is a word for the books."""
+    """One model cannot answer now; another one may. ``reason`` is a word for the books;
+    ``counted``: the request counts for its key's limits already.
+    """
 
-    def __init__(self, reason: str, error: ApiError) -> None:
+    def __init__(self, reason: str, error: ApiError, *, counted: bool = True) -> None:
         super().__init__(error.message)
         self.reason = reason
         self.error = error
+        self.counted = counted
 
 
 @dataclass
@@ -91,8 +94,9 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
-        generation = self._parse(await _read_body(Request(scope, receive)))
-        exchange = _Exchange(generation, scope[KEY], scope, receive, send)
+        body = await _read_body(Request(scope, receive))
+        exchange = _Exchange(self._parse(body), scope[KEY], scope, receive, send)
+        del body  # it may wait for long
         answering = asyncio.ensure_future(self._answer(exchange))
         leaving = asyncio.ensure_future(_client_left(receive))
         try:
@@ -119,21 +123,28 @@ class Endpoint:
             if fallback is None:
                 raise first.error from first
             try:
-                await self._ask(exchange, fallback, instead=first.reason)
+                await self._ask(exchange, fallback, instead=first)
             except _Elsewhere as second:
                 # What the client asked for is what it should hear of.
                 first.error.message += f" {second.error.message}"
+                first.error.headers |= _who(second.error)
                 raise first.error from second
 
     def _default(self) -> str:
         """The model that answers when a request names none: the chosen one, which writes; for what
-        needs another kind, the first of it.
+        needs another kind, the first of it, whether or not it can be asked now: an upstream has no
+        leave to read what one of this machine is there for.
         """
-        if Kind.TEXT not in self._kinds and Kind.CHAT not in self._kinds:
-            for model in self._engine.state.models.values():
-                if model.kind in self._kinds:
-                    return model.name
-        return self._settings.variant
+        settings, state = self._settings, self._engine.state
+        if Kind.TEXT in self._kinds or Kind.CHAT in self._kinds:
+            return settings.variant
+        kinds = {**state.kinds, **{name: each.kind for name, each in state.models.items()}}
+        here = [name for name in settings.models if kinds.get(name) in self._kinds]
+        there = [name for name, each in settings.cloud_models.items() if each.kind in self._kinds]
+        if there and not here:
+            # One whose file cannot be read may be of that kind.
+            here = [name for name in settings.models if name not in kinds]
+        return next(iter([*here, *there]), settings.variant)
 
     def _fallback(self, name: str, key: ApiKey) -> str | None:
         """The cloud model that may answer in the place of another one, with this key."""
@@ -144,27 +155,32 @@ class Endpoint:
         return fallback.name if fallback.kind in self._kinds else None
 
     async def _ask(
-        self, exchange: _Exchange, name: str, *, may_wait: bool = True, instead: str = ""
+        self,
+        exchange: _Exchange,
+        name: str,
+        *,
+        may_wait: bool = True,
+        instead: _Elsewhere | None = None,
     ) -> None:
         """Have a model answer. ``may_wait``: as long as it takes; ``instead``: why another one
         cannot. Raises ApiError, and _Elsewhere while nothing was sent.
         """
-        generation = exchange.generation
         try:
             model = find(self._settings, self._engine, name, exchange.key)
         except ApiError as error:
             if error.status != 503:
                 raise
-            raise _Elsewhere("unavailable", error) from error
+            raise _Elsewhere("unavailable", error, counted=False) from error
         if model.kind not in self._kinds:
             raise _other_kind(model, self.path)
         call = Call(
             model=name,
             path=self.path,
-            body=self._body(generation, model),
+            body=self._body(exchange, model),
             key=exchange.key.name,
-            stream=generation.stream,
-            fallback=instead,
+            stream=exchange.generation.stream,
+            fallback=instead.reason if instead else "",
+            again=instead is not None and instead.counted,
             patience=None if may_wait else self._settings.fallback_after,
         )
         try:
@@ -185,16 +201,25 @@ class Endpoint:
             )
             raise _Elsewhere("busy", busy) from error
         except EngineUnavailable as error:
-            raise _Elsewhere("unavailable", unavailable(str(error))) from error
+            failure = unavailable(str(error))
+            if error.sent:
+                failure.headers[SERVED_BY] = model.served_by
+            raise _Elsewhere("unavailable", failure, counted=error.counted) from error
         except ApiError as error:
             if error.code != "context_length_exceeded" or exchange.begun:
                 raise
             raise _Elsewhere("context", error) from error
 
-    def _body(self, generation: Generation, model: Model) -> bytes:
+    def _body(self, exchange: _Exchange, model: Model) -> bytes:
         """What the model is sent. Raises _Elsewhere where that is too long for it."""
+        generation = exchange.generation
         if model.upstream:
-            return generation.cloud_body(self._settings.cloud_models[model.name].model)
+            body = generation.cloud_body(self._settings.cloud_models[model.name].model)
+            if len(body) > LONGEST_TO_CLOUD:
+                raise _Elsewhere("context", _too_long_for_cloud(len(body)), counted=False)
+            # No other model is asked after it.
+            exchange.generation = replace(generation, body=b"")
+            return body
         settings = self._settings.models[model.name]
         if generation.longest > settings.longest_body:
             # The engine would find out too, after taking 80 times as much memory.
@@ -204,14 +229,16 @@ class Endpoint:
                 None,
                 "context_length_exceeded",
             )
-            raise _Elsewhere("context", error)
+            raise _Elsewhere("context", error, counted=False)
         return generation.body
 
     async def _exchange(self, exchange: _Exchange, model: Model, call: Call) -> None:
         meter = Meter(len(call.body))
         async with self._engine.generate(call) as answer:
             if answer.status != 200:
-                raise answer.explain(await answer.read())
+                error = answer.explain(await answer.read())
+                error.headers[SERVED_BY] = model.served_by
+                raise error
             answer.outcome = meter.outcome(CLIENT_GONE)
             if call.stream:
                 exchange.begun = True
@@ -224,6 +251,19 @@ class Endpoint:
             say_who(body, model.served_by), 200, {SERVED_BY: model.served_by}, "application/json"
         )
         await response(exchange.scope, exchange.receive, exchange.send)
+
+
+def _who(error: ApiError) -> dict[str, str]:
+    """The header that says who gave an error, where a model did."""
+    return {name: value for name, value in error.headers.items() if name == SERVED_BY}
+
+
+def _too_long_for_cloud(length: int) -> ApiError:
+    return ApiError(
+        413,
+        "request_too_large",
+        f"The request has {length} bytes; at most {LONGEST_TO_CLOUD} are sent to a cloud.",
+    )
 
 
 async def _stream(answer: EngineAnswer, meter: Meter, exchange: _Exchange, served_by: str) -> None:

@@ -44,13 +44,15 @@ class Model:
 @dataclass(frozen=True)
 class EngineState:
     """Whether requests can be answered, if not why, and the models that can be asked; those of
-    the configuration that cannot, with the reason.
+    the configuration that cannot, with the reason. ``kinds``: of models of this machine, as far as
+    they are known, of those that cannot be asked too.
     """
 
     ready: bool
     reason: str
     models: Mapping[str, Model] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
 # Nginx's word for a client that went away before it was answered.
@@ -79,7 +81,8 @@ class Call:
     """What an engine is asked: ``body`` goes to ``path`` of the model, on the account of ``key``.
 
     ``fallback``: why another model cannot answer, in whose place this one does; empty where none
-    is meant. ``patience``: seconds to wait for a slot, None for as long as the queue lets one.
+    is meant. ``again``: the request was counted when that one was asked. ``patience``: seconds to
+    wait for a slot, 0 to take one that is free or none; None for as long as the queue lets one.
     """
 
     model: str
@@ -88,6 +91,7 @@ class Call:
     key: str
     stream: bool = False
     fallback: str = ""
+    again: bool = False
     patience: float | None = None
 
 
@@ -108,7 +112,14 @@ class QuotaExceeded(Exception):
 
 
 class EngineUnavailable(Exception):
-    """The engine cannot answer, or stopped answering; the text says why."""
+    """The engine cannot answer, or stopped answering; the text says why. ``counted``: the request
+    counts for its key's limits. ``sent``: an upstream may have read it.
+    """
+
+    def __init__(self, reason: str, *, counted: bool = True, sent: bool = False) -> None:
+        super().__init__(reason)
+        self.counted = counted
+        self.sent = sent
 
 
 class EngineAnswer(Protocol):

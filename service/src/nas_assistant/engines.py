@@ -54,6 +54,7 @@ class Engines:
             name: Demand(found.need.own, found.settings.pinned)
             for name, found in checked.models.items()
         }
+        control.kinds |= checked.kinds
         self._pool = Pool(checked.room, demands, desk.last_grant)
         self._processes: dict[str, EngineProcess] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
@@ -150,6 +151,8 @@ class Engines:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
         process = self._processes.pop(name, None)
+        # Until it is loaded again a disk has time to damage it.
+        self._verified.discard(self.models[name].path)
         if process is not None:
             await process.stop()
             log(logging.INFO, "model_unloaded", model=name)

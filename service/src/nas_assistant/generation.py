@@ -32,32 +32,41 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 @dataclass(frozen=True)
 class Generation:
-    """A checked request: ``model`` as named by the client, ``fields`` and ``body`` for the engine.
+    """A checked request: ``model`` as named by the client, ``body`` for the engine, which is all
+    that is kept of it while it waits.
 
     ``wants_usage``: the client asked for figures at the end of its stream. The engine is asked for
     them always, for the books. ``longest``: bytes of what must fit into the context together; not
-    all of the body where that has many texts, each of which may fill it.
+    all of the body where that has many texts, each of which may fill it. ``limit``: what the client
+    calls ``max_tokens``.
     """
 
     model: str | None
     stream: bool
-    fields: Mapping[str, Any]
     body: bytes
     wants_usage: bool
     longest: int
+    limit: str = "max_tokens"
 
     def cloud_body(self, model: str) -> bytes:
         """The body for an upstream, which knows the model as ``model``."""
-        fields = {name: value for name, value in self.fields.items() if name not in ENGINE_ONLY}
+        fields = json.loads(self.body)
+        for name in ENGINE_ONLY:
+            fields.pop(name, None)
+        if "max_tokens" in fields:
+            # As the client calls it: of OpenAI's models, some refuse the one, others the other.
+            fields[self.limit] = fields.pop("max_tokens")
         return _encode({"model": model, **fields})
 
 
 def parse_chat(raw: bytes) -> Generation:
     """Read the body of a chat request. Raises ApiError (400)."""
     fields = _decode(raw)
+    limit = "max_tokens"
     if fields.get("max_completion_tokens") is not None:
-        _check(fields, "max_completion_tokens", COMMON["max_tokens"])
-        fields["max_tokens"] = fields["max_completion_tokens"]
+        limit = "max_completion_tokens"
+        _check(fields, limit, COMMON["max_tokens"])
+        fields["max_tokens"] = fields[limit]
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("'messages' must be a list with at least one message.", "messages")
@@ -65,7 +74,7 @@ def parse_chat(raw: bytes) -> Generation:
         fields, CHAT, {"messages": [_message(item, at) for at, item in enumerate(messages)]}
     )
     check_choice_among(fields.get("tools"), fields.get("tool_choice"))
-    return generation
+    return replace(generation, limit=limit)
 
 
 def parse_completion(raw: bytes) -> Generation:
@@ -158,7 +167,7 @@ def _generation(
         raise bad_request(
             "A string in the body holds half of a surrogate pair.", None, "invalid_json"
         ) from error
-    return Generation(model or None, stream, payload, body, wants_usage, len(body))
+    return Generation(model or None, stream, body, wants_usage, len(body))
 
 
 def _encode(fields: Mapping[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import secrets
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -60,33 +61,40 @@ def run(options: argparse.Namespace, files: KeyFiles) -> str:
         entries = state.audit(files.state)
         return json.dumps(entries) if options.json else "\n".join(map(" ".join, entries))
     with _changing(files) as own:
-        fixed = load(files.fixed)
-        if options.name in fixed:
+        if options.name in load(files.fixed):
             raise KeysError(
                 f"{options.name} is a key of the inventory: change it there and run the playbook"
             )
-        if options.action == "create":
-            return _create(options, own, files)
-        if options.name not in own:
-            raise KeysError(f"there is no key {options.name}; see `keys list`")
-        if options.action == "revoke":
-            del own[options.name]
-            state.note(files.state, "revoke", options.name)
-            return f"{options.name} is revoked"
-        secret = secrets.token_urlsafe(_SECRET_BYTES)
-        own[options.name] = dataclasses.replace(own[options.name], sha256=_digest(secret))
-        state.note(files.state, "rotate", options.name)
-        return secret
+        printed = _change(options, own)
+    # Only what was done is noted; and a key must go also while nothing can be noted.
+    detail = _limits(own[options.name]) if options.action == "create" else ""
+    try:
+        state.note(files.state, options.action, options.name, detail)
+    except state.StateError as error:
+        print(f"it is done, but not in the history: {error}", file=sys.stderr)
+    return printed
 
 
-def _create(options: argparse.Namespace, own: dict[str, ApiKey], files: KeyFiles) -> str:
+def _change(options: argparse.Namespace, own: dict[str, ApiKey]) -> str:
+    """Change the NAS's own keys; return what is to be printed. Raises KeysError."""
+    if options.action == "create":
+        return _create(options, own)
+    if options.name not in own:
+        raise KeysError(f"there is no key {options.name}; see `keys list`")
+    if options.action == "revoke":
+        del own[options.name]
+        return f"{options.name} is revoked"
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    own[options.name] = dataclasses.replace(own[options.name], sha256=_digest(secret))
+    return secret
+
+
+def _create(options: argparse.Namespace, own: dict[str, ApiKey]) -> str:
     if options.name in own:
         raise KeysError(f"there is a key {options.name} already; `keys rotate` renews its secret")
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     wish = {field.name: getattr(options, field.name, "") for field in dataclasses.fields(ApiKey)}
-    key = parse_key({**wish, "sha256": _digest(secret)}, "keys create")
-    own[options.name] = key
-    state.note(files.state, "create", options.name, _limits(key))
+    own[options.name] = parse_key({**wish, "sha256": _digest(secret)}, "keys create")
     return secret
 
 

@@ -19,10 +19,13 @@ FILE = "keys.json"
 
 @dataclass
 class KeyFiles:
-    """``inventory`` is the folder of the one, ``state`` the volume that the other is on."""
+    """``inventory`` is the folder of the one, ``state`` the volume that the other is on;
+    ``in_inventory``: the keys of the former that were loaded last.
+    """
 
     inventory: Path
     state: Path
+    in_inventory: dict[str, ApiKey] = field(default_factory=dict, init=False, repr=False)
     _seen: tuple[object, ...] = field(default=(), repr=False)
     _last_own: dict[str, ApiKey] = field(default_factory=dict, repr=False)
 
@@ -46,7 +49,7 @@ class KeyFiles:
         says; for the inventory's, raises KeysError.
         """
         self._seen = self._look()
-        fixed = load(self.fixed)
+        self.in_inventory = load(self.fixed)
         try:
             self._last_own = load(self.own)
         except KeysError as error:
@@ -55,7 +58,7 @@ class KeyFiles:
                 "keys_not_read",
                 f"{error}. Restore it from a copy, or delete it",
             )
-        return {**self._last_own, **fixed}
+        return {**self._last_own, **self.in_inventory}
 
     def load_upstreams(self, names: Iterable[str]) -> dict[str, UpstreamKey]:
         """What upstreams of these names want of the service. Raises KeysError."""
@@ -74,4 +77,5 @@ def _identity(path: Path) -> tuple[int, ...]:
         found = path.stat()
     except OSError:
         return ()
-    return (found.st_ino, found.st_mtime_ns, found.st_size)
+    # The last one changes with owner and mode too, so that what was mended by these is read again.
+    return (found.st_ino, found.st_mtime_ns, found.st_size, found.st_ctime_ns)

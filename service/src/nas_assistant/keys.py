@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
@@ -146,6 +146,20 @@ def load(path: Path) -> dict[str, ApiKey]:
             raise KeysError(f"{path}: key {key.name} is there twice")
         found[key.name] = key
     return found
+
+
+def changes(before: Mapping[str, ApiKey], after: Mapping[str, ApiKey]) -> Iterator[tuple[str, str]]:
+    """What was done to keys, in the words of the command ``keys``, and to which."""
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if old is None:
+            yield "create", name
+        elif new is None:
+            yield "revoke", name
+        elif old.sha256 != new.sha256:
+            yield "rotate", name
+        elif old != new:
+            yield "change", name
 
 
 def read_json(path: Path) -> Any:

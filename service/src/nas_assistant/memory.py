@@ -8,7 +8,7 @@ import math
 from dataclasses import astuple, dataclass
 
 from nas_assistant.gguf import GgufHead
-from nas_assistant.settings import MOST_GUESSED, ModelSettings, Settings
+from nas_assistant.settings import LONGEST_TO_CLOUD, MOST_GUESSED, ModelSettings, Settings
 
 MIB = 1 << 20
 # Measured with SmolLM2 135M and Gemma 3 270M (4 slots of 2048 tokens): beside weights and KV cache
@@ -19,6 +19,9 @@ _ENGINE_OVERHEAD = 96 * MIB
 _PER_BYTE_OF_TEXT = 80
 _WORKER = 48 * MIB
 _PARENTS = 64 * MIB
+# Measured: what a worker takes for each byte of a request to an upstream is one while that waits,
+# and 2.3 while it is sent over TLS.
+_PER_BYTE_TO_CLOUD = 3
 # What the KV cache holds: 16-bit floats, or blocks of 32 bytes with a 16-bit scale.
 _BYTES_PER_VALUE = {"f16": 2.0, "q8_0": 34 / 32}
 
@@ -76,8 +79,12 @@ def _speculation(head: GgufHead, slots: int) -> int:
 
 
 def gateway_need(settings: Settings) -> int:
-    """Bytes that the service takes beside its engines."""
-    return settings.workers * _WORKER + _PARENTS
+    """Bytes that the service takes beside its engines. Of requests to this machine's models, those
+    that wait are small.
+    """
+    upstreams = [settings.upstreams[model.upstream] for model in settings.cloud_models.values()]
+    held = settings.queue + sum(each.parallel for each in upstreams) if upstreams else 0
+    return settings.workers * _WORKER + _PARENTS + held * LONGEST_TO_CLOUD * _PER_BYTE_TO_CLOUD
 
 
 def memory_need(

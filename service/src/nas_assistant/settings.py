@@ -35,6 +35,9 @@ KV_CACHES = ("f16", "q8_0")
 # Tokens that are guessed at once, with speculation. Each is weighed against the whole vocabulary:
 # the 64 that are llama.cpp's default take four times the memory, and were not faster on two cores.
 MOST_GUESSED = 16
+# Bytes of a request to an upstream: some 250 000 tokens of English. Of those that wait, the gateway
+# holds all at once.
+LONGEST_TO_CLOUD = 1 << 20
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[!-~]{1,256}")

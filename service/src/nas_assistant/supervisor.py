@@ -7,6 +7,7 @@ order.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -14,9 +15,11 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from nas_assistant import state
 from nas_assistant.admission import Admission
 from nas_assistant.checks import Checked, StartRefused
 from nas_assistant.child import child_command
@@ -26,11 +29,10 @@ from nas_assistant.engine_process import EngineFailed
 from nas_assistant.engines import Engines
 from nas_assistant.front import FRONT_FD, Front
 from nas_assistant.key_files import KeyFiles
-from nas_assistant.keys import KeyRing, KeysError
+from nas_assistant.keys import ApiKey, KeyRing, KeysError, changes
 from nas_assistant.logs import log
 from nas_assistant.metrics import Metrics
 from nas_assistant.settings import Settings
-from nas_assistant.state import Ledger
 from nas_assistant.status import Status
 from nas_assistant.upstreams import Upstreams
 
@@ -38,6 +40,7 @@ from nas_assistant.upstreams import Upstreams
 _STOP_MARGIN = 10
 _KEYS_EVERY = 1.0
 _USAGE_EVERY = 10.0
+_logger = logging.getLogger("nas_assistant")
 
 
 class Supervisor:
@@ -54,7 +57,7 @@ class Supervisor:
         listeners: list[socket.socket],
         front: Front | None,
         key_files: KeyFiles,
-        ledger: Ledger,
+        ledger: state.Ledger,
     ) -> None:
         self._settings = settings
         self._config = config
@@ -106,7 +109,7 @@ class Supervisor:
                 asyncio.create_task(task)
                 for task in (self._engines.run(), self._keep_keys(), self._keep_usage())
             ]
-            return await self._serve(stopped)
+            return await self._serve(stopped, keepers)
         finally:
             for task in (*keepers, stopped):
                 task.cancel()
@@ -119,12 +122,16 @@ class Supervisor:
     def _report_status(self) -> str:
         return self._status.text(self._control.reason)
 
-    async def _serve(self, stopped: asyncio.Task[bool]) -> int:
-        """Run the gateway until it ends or is to end."""
+    async def _serve(
+        self, stopped: asyncio.Task[bool], keepers: Iterable[asyncio.Task[None]]
+    ) -> int:
+        """Run the gateway until it ends or is to end. ``keepers`` end only where something is
+        wrong.
+        """
         gateway = await self._start_gateway()
         ended = asyncio.create_task(gateway.wait())
         log(logging.INFO, "gateway_started", bind=[str(address) for address in self._settings.bind])
-        ends: list[asyncio.Task[Any]] = [ended, stopped]
+        ends: list[asyncio.Task[Any]] = [*keepers, ended, stopped]
         if self._front is not None:
             self._front.serve()
             ends.append(asyncio.create_task(self._front.lost()))
@@ -140,6 +147,13 @@ class Supervisor:
                 f"gunicorn ended by itself with {ended.result()}; ending too",
             )
             return 1
+        broken = [task for task in keepers if task.done()]
+        for task in broken:
+            _logger.error(
+                "a part of the supervisor ended by itself; ending too",
+                exc_info=task.exception(),
+                extra={"event": "keeper_ended"},
+            )
         if deaf:
             log(logging.ERROR, "front_lost", "the proxy's socket is another one now; ending")
         log(
@@ -156,28 +170,34 @@ class Supervisor:
             gateway.kill()
             await ended
         log(logging.INFO, "stopped")
-        return 1 if deaf else 0
+        return 1 if deaf or broken else 0
 
     async def _keep_keys(self) -> None:
         """Have the keys that the files say; what cannot be read changes nothing."""
-        complaint = ""
         while True:
             await asyncio.sleep(_KEYS_EVERY)
-            if not self._key_files.changed():
-                continue
-            try:
-                keys = self._key_files.load()
-                upstream_keys = self._key_files.load_upstreams(self._settings.upstreams)
-            except KeysError as error:
-                if str(error) != complaint:
-                    complaint = str(error)
-                    log(logging.ERROR, "keys_not_read", f"{error}. The keys of before go on")
-                continue
-            complaint = ""
-            self._ring.replace(keys.values())
-            self._upstreams.replace_keys(upstream_keys)
-            self._control.publish_keys()
-            log(logging.INFO, "keys_changed", keys=sorted(self._ring.keys))
+            if self._key_files.changed():
+                before = self._key_files.in_inventory
+                # Each by itself: what is wrong with upstreams must not keep a revoked key alive.
+                with _complaining():
+                    self._take_keys()
+                with _complaining():
+                    upstream_keys = self._key_files.load_upstreams(self._settings.upstreams)
+                    self._upstreams.replace_keys(upstream_keys)
+                await asyncio.to_thread(self._note_changes, before)
+
+    def _take_keys(self) -> None:
+        self._ring.replace(self._key_files.load().values())
+        self._control.publish_keys()
+        log(logging.INFO, "keys_changed", keys=sorted(self._ring.keys))
+
+    def _note_changes(self, before: Mapping[str, ApiKey]) -> None:
+        """Of the inventory's keys: the command notes itself what it does to others."""
+        try:
+            for action, name in changes(before, self._key_files.in_inventory):
+                state.note(self._key_files.state, action, name, "by the inventory")
+        except state.StateError as error:
+            log(logging.WARNING, "keys_not_noted", f"{error}. The history lacks what changed now")
 
     async def _keep_usage(self) -> None:
         """Write what keys used, now and then."""
@@ -223,3 +243,12 @@ class Supervisor:
         if self._front is not None:
             self._front.listener.close()
         return process
+
+
+@contextlib.contextmanager
+def _complaining() -> Iterator[None]:
+    """Log a file of keys that cannot be read, and go on."""
+    try:
+        yield
+    except KeysError as error:
+        log(logging.ERROR, "keys_not_read", f"{error}. The keys of before go on")

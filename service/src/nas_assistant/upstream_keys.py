@@ -54,6 +54,8 @@ def _parse(entry: Any, where: str) -> UpstreamKey:
     if certificates:
         try:
             ssl.create_default_context(cadata=certificates)
-        except ssl.SSLError as error:
-            raise KeysError(f"{where}: certificates are not PEM ({error.reason})") from error
+        # A TypeError where they are not ASCII.
+        except (ssl.SSLError, TypeError, ValueError) as error:
+            why = getattr(error, "reason", error)
+            raise KeysError(f"{where}: certificates are not PEM ({why})") from error
     return UpstreamKey(key, certificates)

@@ -4,11 +4,12 @@
 
 const PATIENCE = 10_000; // ms, for what takes none
 
-/** `code` is the API's, or one of ours: network, broken. `wait`: seconds. */
+/** `code` is the API's, or one of ours: network, broken. `wait`: seconds. `servedBy`: who said it, where a model did. */
 export class ApiError extends Error {
-  constructor(code, message = '', wait = 0) {
+  constructor(code, message = '', wait = 0, servedBy = null) {
     super(message);
     this.note = { code, message, wait };
+    this.servedBy = servedBy;
   }
 }
 
@@ -75,6 +76,7 @@ async function request(path, key, options = {}) {
     error?.code ?? 'other',
     error?.message ?? `HTTP ${response.status}`,
     Number.parseInt(response.headers.get('retry-after'), 10),
+    response.headers.get('x-served-by'),
   );
 }
 

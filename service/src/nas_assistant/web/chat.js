@@ -202,6 +202,7 @@ async function answer(conversation) {
     message.note = noteOf(error);
     // Asking again must not cost the answer that was there.
     if (!message.text && replaced) Object.assign(message, replaced, { id: message.id, note: message.note });
+    else if (isOutside(error.servedBy)) message.outside = true;
   }
   if (runs.get(conversation.id) !== run) return;
   runs.delete(conversation.id);

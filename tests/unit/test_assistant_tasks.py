@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: nas.assistant contributors
+"""What the role assistant does in which order, from each of its ways in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+from ansible_collections.nas.assistant.plugins.filter.assistant_models import (
+    assistant_local_models,
+)
+
+TASKS = Path(__file__).parents[2] / "roles/assistant/tasks"
+INCLUDE, IMPORT = "ansible.builtin.include_tasks", "ansible.builtin.import_tasks"
+HERE = {"file": "a.gguf", "sha256": "0" * 64, "url": "https://example.com/a.gguf"}
+MODELS = {"here": HERE, "there": {"upstream": "example"}}
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = yaml.safe_load((TASKS / name).read_text(encoding="utf-8"))
+    return tasks
+
+
+def in_order(tasks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """All tasks that there are, those of other files and of blocks in their place."""
+    for task in tasks:
+        other = task.get(IMPORT) or task.get(INCLUDE, {}).get("file")
+        yield from in_order(load(other)) if other else [task]
+        for part in ("block", "rescue", "always"):
+            yield from in_order(task.get(part, []))
+
+
+@pytest.mark.parametrize("way_in", ["main.yml", "change_models.yml"])
+def test_what_the_configuration_needs_is_there_before_it(way_in: str) -> None:
+    tasks = list(in_order(load(way_in)))
+    names = [task["name"] for task in tasks]
+    written = names.index("Write the configuration")
+    # What was found by assistant_autotune, without which it would be taken back.
+    tuned = [task.get("register") for task in tasks].index("__assistant_tuned_there")
+    keys = names.index(
+        "Write the keys, in a folder of their own beside that for what the service keeps"
+    )
+    assert tuned < written
+    assert keys < written
+
+
+@pytest.mark.parametrize(
+    ("mode", "variant", "tried"),
+    [
+        ("local", "here", True),
+        ("hybrid", "here", True),
+        ("hybrid", "there", False),
+        ("cloud", "there", False),
+    ],
+)
+def test_only_a_model_of_the_nas_is_tuned(mode: str, variant: str, tried: bool) -> None:
+    (task,) = [task for task in load("main.yml") if task.get(INCLUDE, {}).get("file") == "tune.yml"]
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters["bool"] = bool
+    condition = environment.compile_expression(task["when"])
+    assert tried is condition(
+        assistant_state="present",
+        assistant_autotune=True,
+        assistant_mode=mode,
+        assistant_model_variant=variant,
+        __assistant_local_models=assistant_local_models(MODELS, mode),
+    )
