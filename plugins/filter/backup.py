@@ -47,8 +47,8 @@ LEAST = 7 * 86400  # seconds for which nothing is pruned elsewhere
 def backup_sources(
     given: Iterable[Mapping[str, Any]], pools: Iterable[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return what is to be copied: ``volume``, ``path``, ``folder`` (of snapshots), ``exclude``, as
-    ``_backup_plan.Source`` has them, and ``used_by`` (units).
+    """Return what is to be copied: ``volume``, ``path``, ``folder`` (of snapshots), ``mounted``,
+    ``exclude``, as ``_backup_plan.Source`` has them, and ``used_by`` (units).
 
     :param pools: what ``storage_pools`` returns.
     :raises AnsibleFilterError: an entry cannot be understood, or cannot work; names it and why.
@@ -149,8 +149,8 @@ def _place(pool: Mapping[str, Any], volume: Mapping[str, Any]) -> dict[str, str]
     """Return where a volume is, and where its snapshots may be; those of ZFS are its own affair."""
     inside = f"{pool['mount']}/{volume['name']}"
     if pool["provider"] == "zfs":
-        return {"path": volume["path"] or inside, "folder": ""}
-    return {"path": inside, "folder": f"{pool['mount']}/.snapshots"}
+        return {"path": volume["path"] or inside, "folder": "", "mounted": ""}
+    return {"path": inside, "folder": f"{pool['mount']}/.snapshots", "mounted": volume["path"]}
 
 
 def _source(entry: Any, places: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _source(entry: Any, places: Mapping[str, Mapping[str, str]]) -> dict[str, An
         return {"volume": volume, **places[volume], **common}
     if not PATH.fullmatch(path) or posixpath.normpath(path) != path:
         raise AnsibleFilterError(f"{where}: folder={path!r} is no plain path such as /etc")
-    return {"volume": "", "path": path, "folder": "", **common}
+    return {"volume": "", "path": path, "folder": "", "mounted": "", **common}
 
 
 def _copy(entry: Any, folder: str) -> dict[str, Any]:
@@ -237,8 +237,16 @@ def _copy(entry: Any, folder: str) -> dict[str, Any]:
         "host_key": host_key,
         "options": options,
         "prune": prune,
-        "exposed": location.startswith(("sftp:", "/")),
+        "exposed": bool(repository) and not _is_guarded(location, host_key, prune),
     }
+
+
+def _is_guarded(location: str, host_key: str, prune: Mapping[str, Any]) -> bool:
+    """Whether the other side lets the NAS add only, as far as the inventory tells."""
+    # Of ours, rclone: with a host key is one that a server forces its command upon.
+    by_server = location.startswith("rest:") or (location.startswith("rclone:") and host_key)
+    own_key = prune.get("environment") and not location.startswith(("sftp:", "/"))
+    return bool(by_server or own_key)
 
 
 def _check_address(repository: str, where: str) -> None:

@@ -38,6 +38,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._restic import (
     BackupError,
     Point,
     Repository,
+    unreadable,
 )
 
 RUN = "/run/nas-assistant"
@@ -94,6 +95,7 @@ def run(settings: Settings, name: str) -> Record:
             if copy.device:
                 points = prune(repository, points, copy.keep)
         record["points"] = sum(map(plan.is_complete, points))
+        record["unknown"] = unknown(name, settings.sources) if copy.device else []
         # Of what is off-site: whether anybody prunes there.
         record["old"] = sum(map(plan.is_complete, plan.drop(points, copy.keep, now())))
         if problems:
@@ -139,10 +141,12 @@ def claim(settings: Settings, copy: Copy, repository: Repository, force: bool = 
 
 
 def accept(settings: Settings, name: str) -> Record:
-    """Take the repository that is there for this NAS's own, or make one."""
+    """Take the repository that is there for this NAS's own, or make one; and the sources as they
+    are now, whatever they were."""
     copy = settings.copy(name)
     with alone(copy), opened(settings, copy) as repository:
-        return remember(settings, name, {"repository": claim(settings, copy, repository, True)})
+        found = claim(settings, copy, repository, True)
+        return remember(settings, name, {"repository": found, "had": {}})
 
 
 def newest(points: Sequence[Point]) -> str:
@@ -231,6 +235,17 @@ def demand_apart(name: str, devices: Sequence[str], sources: Iterable[Source]) -
             )
 
 
+def unknown(name: str, sources: Iterable[Source]) -> list[str]:
+    """Return of which sources nobody knows whether they share a disk with a copy, as sentences."""
+    kinds = [(each.name, block.opaque(each.path)) for each in sources if os.path.exists(each.path)]
+    return [
+        f"{source} is on {kind}, whose disks are not known: see yourself that {name} is on no disk "
+        "of it"
+        for source, kind in kinds
+        if kind
+    ]
+
+
 @contextlib.contextmanager
 def staged(
     settings: Settings, copy: Copy, problems: list[str]
@@ -282,26 +297,29 @@ def _show(
 
 def _apart(settings: Settings, source: Source) -> list[str]:
     """Return what lies below a source and is no part of it: mounts, and subvolumes of its own."""
-    found = set()
-    with open(btrfs.MOUNTS, encoding="utf-8", errors="surrogateescape") as stream:
-        for line in stream:
-            point = btrfs.unescaped(line.split()[4])
-            if point.startswith(f"{source.path}/"):
-                found.add(point)
+    tops = [each for each in (source.path, source.mounted) if each]
+    found = {
+        point
+        for point in btrfs.points()
+        if _is_in(point, tops) and not btrfs.OF_CONTAINERS.fullmatch(point)
+    }
     place = snapshots.look(source.path) if source.volume else None
     if place:
         # Paths of subvolumes are those from the top level, where the pool is mounted.
         top = os.path.dirname(source.folder)
         listed = btrfs.subvolumes(source.path)
         found |= {os.path.join(top, each.path) for each in listed if each.parent == place.id}
-    others = {each.path for each in settings.sources}
-    left_out = [os.path.join(source.path, each) for each in source.exclude]
+    others = {point for each in settings.sources for point in (each.path, each.mounted)}
+    left_out = [os.path.join(top, each) for top in tops for each in source.exclude]
     return sorted(
         point
         for point in found
-        if point not in others
-        and not any(point == each or point.startswith(f"{each}/") for each in left_out)
+        if point not in others and point not in left_out and not _is_in(point, left_out)
     )
+
+
+def _is_in(path: str, folders: Iterable[str]) -> bool:
+    return any(path.startswith(f"{folder}/") for folder in folders)
 
 
 def _snapshot(
@@ -364,13 +382,8 @@ def _copy(
     """Write the manifests of what is staged, and copy both; return figures."""
     kept = os.path.join(settings.state, copy.name)
     os.makedirs(os.path.join(kept, "manifest"), mode=0o700, exist_ok=True)
-    before = _counts(os.path.join(kept, INDEX))
     sources = [_list(settings, copy, stage, each, problems) for each in shown]
-    problems += [
-        f"{each['name']} is empty and had {before[each['place']]} files: is it mounted?"
-        for each in sources
-        if not each["files"] and before.get(each["place"])
-    ]
+    problems += _lost(settings, copy, shown, {each["place"]: each["files"] for each in sources})
     index = {
         "version": 1,
         "host": settings.host,
@@ -394,13 +407,16 @@ def _copy(
     places = [each.place for each in shown]
     # 3: something could not be read, and the rest was copied.
     done = repository.attempt(*words, "manifest", *places, folder=stage, accepted=(0, 3))
+    summary = json.loads(done.stdout.strip().splitlines()[-1])
     # From a folder in use, files go while it is read; nothing else may be amiss.
-    gone = "no such file or directory"
-    lines = [line for line in done.stderr.splitlines() if "error" in line and gone not in line]
+    lines = unreadable(done.stderr)
     if done.returncode == 3 and (lines or all(each.settled for each in shown)):
         said = lines or done.stderr.splitlines()
+        if copy.changeable and not problems:
+            # Known too late for its tag. Where none can be added, a drill finds what is missing.
+            with contextlib.suppress(BackupError):
+                repository.run("tag", "--add", plan.INCOMPLETE, summary["snapshot_id"])
         problems.append(repository.without_secrets("; ".join(said[:3])))
-    summary = json.loads(done.stdout.strip().splitlines()[-1])
     return {
         "added": summary["data_added"],
         "bytes": summary["total_bytes_processed"],
@@ -409,13 +425,27 @@ def _copy(
     }
 
 
-def _counts(index: str) -> dict[str, int]:
-    """Return how many files each source had, by its place, when an index was made."""
-    try:
-        with open(index, encoding="utf-8") as stream:
-            return {each["place"]: each["files"] for each in json.load(stream)["sources"]}
-    except (FileNotFoundError, KeyError, ValueError):
-        return {}
+def _lost(
+    settings: Settings, copy: Copy, shown: Sequence[Source], files: Mapping[str, int]
+) -> list[str]:
+    """Return which sources are not what they were, as sentences; remember the others as they are.
+
+    What a source had is known until it is accepted that it has it no more: the next run would find
+    an empty one as it was, and retention would give up what is good.
+
+    :param files: how many there are, by the source's place.
+    """
+    known = records(settings).get(copy.name, {}).get("had", {})
+    had = {each.place: known.get(each.place, {}) for each in settings.sources}
+    said = []
+    for source in shown:
+        found = {"files": files[source.place], "filesystem": block.filesystem(source.path)}
+        if wrong := plan.lost(had[source.place], found):
+            said.append(f"{source.name} {wrong} If it is to be so: nas-backup accept {copy.name}")
+        else:
+            had[source.place] |= {key: value for key, value in found.items() if value}
+    remember(settings, copy.name, {"had": had})
+    return said
 
 
 def _list(
@@ -509,7 +539,7 @@ def recorded(settings: Settings, copy: Copy, prefix: str) -> Iterator[Record]:
         except BackupError as error:
             cause = error.cause
             raise
-        except (btrfs.BtrfsError, private.MountError, OSError) as error:
+        except (btrfs.BtrfsError, zfs.ZfsError, private.MountError, OSError) as error:
             if isinstance(error, OSError) and error.errno in (28, 122):  # ENOSPC, EDQUOT
                 cause = "no room"
             raise BackupError(cause, f"{cause}: {error}") from error

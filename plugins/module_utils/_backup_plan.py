@@ -24,11 +24,13 @@ FLOOR = 3
 @dataclass(frozen=True)
 class Source:
     """What is copied. ``volume``: POOL/NAME of a subvolume or dataset, copied from a snapshot of
-    it; an empty text: a folder, copied as it is. ``folder``: where snapshots of a subvolume are."""
+    it; an empty text: a folder, copied as it is. ``folder``: where snapshots of a subvolume are;
+    ``mounted``: where it is mounted beside ``path``, if it is."""
 
     path: str
     volume: str = ""
     folder: str = ""
+    mounted: str = ""
     exclude: tuple[str, ...] = ()
 
     @property
@@ -63,7 +65,7 @@ class Source:
 class Copy:
     """Where copies are kept: a ``repository`` of restic's, or a ``device`` with a filesystem, by
     its path or the filesystem's UUID. ``verify``: percent of the data that are read after each run;
-    ``full``: all files are read anew each time."""
+    ``full``: all files are read anew each time; ``exposed``: this NAS may delete what is there."""
 
     name: str
     repository: str = ""
@@ -73,6 +75,12 @@ class Copy:
     keep: Mapping[str, Any] = field(default_factory=dict)
     verify: int = 0
     full: bool = False
+    exposed: bool = False
+
+    @property
+    def changeable(self) -> bool:
+        """Whether points that are there may be changed."""
+        return bool(self.device) or self.exposed
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,20 @@ class Settings:
                 return each
         names = ", ".join(each.name for each in self.copies) or "none"
         raise BackupError("failed", f"{name!r} is no copy of this NAS; there are: {names}")
+
+
+def lost(had: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return what tells that a source is no longer what it was; an empty text: nothing.
+
+    :param had: its number of ``files`` and the UUID of its ``filesystem``, as far as they are
+        known. ``found``: the same as it is, an empty UUID where nobody knows.
+    """
+    if had.get("files") and not found["files"]:
+        return f"is empty and had {had['files']} files: is it mounted?"
+    before, now = had.get("filesystem"), found["filesystem"]
+    if before and now and now != before:
+        return f"is on another filesystem ({now}) than it was ({before}): is it mounted?"
+    return ""
 
 
 def is_complete(point: Point) -> bool:

@@ -16,6 +16,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 FIRST = 4 << 20  # bytes that must be zeros
 BY_ID = "/dev/disk/by-id"
 SYS = "/sys/class/block"
+# Filesystems of other machines, as findmnt calls them.
+_REMOTE = ("nfs", "cifs", "smb", "ceph", "9p", "fuse.sshfs", "fuse.rclone", "fuse.glusterfs")
 # Names that say nothing to somebody who holds the disk: taken where there is no other.
 _OPAQUE = ("wwn-", "nvme-eui.", "nvme-nvme.", "dm-uuid-", "md-uuid-", "lvm-pv-uuid-")
 
@@ -150,16 +152,41 @@ def with_uuid(uuid: str) -> list[str]:
 
 def under(path: str) -> list[str]:
     """Return the devices of the filesystem that a path lies in; none of one without devices."""
-    columns = ["--noheadings", "--nofsroot", "--output", "SOURCE,FSTYPE"]
-    done = run(["findmnt", *columns, "--target", path])
-    source, kind = (*done.stdout.split(), "", "")[:2]
+    source, kind = _mounted(path)
     if kind == "zfs":
         pool = zfs.pool(source.split("/")[0])
         return [leaf.name for leaf in pool.leaves if not leaf.failed] if pool else []
     if not source.startswith("/dev/"):
         return []
-    if kind != "btrfs":
-        return [source]
+    return with_uuid(_uuid(source)) if kind == "btrfs" else [source]
+
+
+def opaque(path: str) -> str:
+    """Return the kind of the filesystem that a path lies in where it is of this machine and nobody
+    knows its devices, such as ``fuse.mergerfs``; an empty text of all others."""
+    _, kind = _mounted(path)
+    return "" if kind.startswith(_REMOTE) or under(path) else kind
+
+
+def filesystem(path: str) -> str:
+    """Return the UUID of the filesystem that a path lies in, of ZFS the guid of the pool; an empty
+    text of one without."""
+    source, kind = _mounted(path)
+    if kind == "zfs":
+        pool = zfs.pool(source.split("/")[0])
+        return str(pool.guid) if pool else ""
+    return _uuid(source) if source.startswith("/dev/") else ""
+
+
+def _mounted(path: str) -> tuple[str, str]:
+    """Return what is mounted where a path lies, and the kind of filesystem."""
+    columns = ["--noheadings", "--nofsroot", "--output", "SOURCE,FSTYPE"]
+    done = run(["findmnt", *columns, "--target", path])
+    source, kind = (*done.stdout.split(), "", "")[:2]
+    return source, kind
+
+
+def _uuid(device: str) -> str:
     # Asked of the device, since findmnt knows it only from udev.
-    told = run(["blkid", "-c", "/dev/null", "-o", "value", "-s", "UUID", source])
-    return with_uuid(told.stdout.strip())
+    told = run(["blkid", "-c", "/dev/null", "-o", "value", "-s", "UUID", device])
+    return str(told.stdout.strip())

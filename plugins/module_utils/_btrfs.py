@@ -18,6 +18,14 @@ from ansible_collections.nas.assistant.plugins.module_utils._commands import dem
 
 TOP_LEVEL = 5  # id of the subvolume that every filesystem has
 MOUNTS = "/proc/self/mountinfo"
+# What Docker mounts in its data root for containers that run, and unmounts when they stop: their
+# filesystems, their memory and secrets, volumes of its driver "local" that are mounts of something
+# else, and what its plugins show to containers. Not those of its driver "zfs": its images are
+# datasets, which no copy has.
+OF_CONTAINERS = re.compile(
+    r".*/((overlay2|fuse-overlayfs)/[^/]+/merged|rootfs/[^/]+/[^/]+|containers/[^/]+/mounts/.+"
+    r"|volumes/[^/]+/_data|plugins/[^/]+/propagated-mount)"
+)
 # mountinfo writes these characters of a path as octal numbers; see proc_pid_mountinfo(5).
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 
@@ -247,6 +255,12 @@ def mounts() -> list[Mount]:
     """Return where Btrfs is mounted."""
     with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as stream:
         return parse_mounts(stream.read())
+
+
+def points() -> set[str]:
+    """Return where anything is mounted. A subvolume that is not looks like a mount to Python."""
+    with open(MOUNTS, encoding="utf-8", errors="surrogateescape") as stream:
+        return {unescaped(line.split()[4]) for line in stream}
 
 
 def mounts_of(filesystem: Filesystem, among: Iterable[Mount]) -> list[Mount]:

@@ -79,7 +79,7 @@ def walk(
         inode, size and times of then is taken from there, and its content is not read.
     :param unreadable: told of what cannot be read, and is left out.
     :param trust: whether to take those checksums. Otherwise all is read, and ``unreadable`` is told
-        of a file whose content is another one than its times say.
+        of a file whose content is another one than its times say; its checksum stays what it was.
     """
     behind = iter(earlier)
     known: Entry | None = next(behind, None)
@@ -92,6 +92,8 @@ def walk(
             found = _entry(top, path, status, same if trust else None)
             if same and not trust and _unwritten(same, found) and same.digest != found.digest:
                 unreadable(f"{os.path.join(top, path)}: changed though nobody wrote it")
+                # Told again each time; and what comes from the copy is compared with what was good.
+                found = found._replace(digest=same.digest)
             yield found
         except FileNotFoundError:  # gone since the listing, from a folder in use
             continue

@@ -10,6 +10,7 @@ look in, and comes out with its owner and mode as they should be.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -24,22 +25,24 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 from ansible_collections.nas.assistant.plugins.module_utils._restic import BackupError
 
 SQLITE = b"SQLite format 3\0"
-# Of another state of a database, these would be played into what was restored.
-_OF_DATABASES = ("-wal", "-shm", "-journal")
+# What lies beside a database and is a part of it. Of another state, it would be played into that.
+OF_DATABASES = ("-wal", "-shm", "-journal")
+_DRAFT = ".nas-assistant-restore."
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
 def draft(target: str) -> Iterator[tuple[int, str]]:
-    """Make a folder in the target that only root can look into, and that is gone at the end.
+    """Make a folder in the target that only root can look into, and that is gone at the end; and
+    what one that was killed left before it. Nobody else may be at it.
 
     Gives it opened, and a path by which it can be found whatever it is called by then.
     """
-    path = tempfile.mkdtemp(prefix=".nas-assistant-restore.", dir=target)
+    _remove_left(target)
+    path = tempfile.mkdtemp(prefix=_DRAFT, dir=target)
     descriptor = os.open(path, _FOLDER)
     try:
-        status = os.fstat(descriptor)
-        if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) != 0o700:
+        if not _is_draft(os.fstat(descriptor)):
             raise BackupError("failed", f"{path} was replaced by somebody else meanwhile")
         yield descriptor, f"/proc/{os.getpid()}/fd/{descriptor}"
     finally:
@@ -77,15 +80,19 @@ class Merge:
         self._top = self._kept = -1
         self._moved = ""
 
-    def run(self, entries: Iterable[manifest.Entry]) -> None:
+    def run(self, entries: Iterable[manifest.Entry], top: manifest.Entry | None = None) -> None:
         """Bring entries in place, folders before what is in them.
 
+        :param top: what the folder itself is to have, where it is a new one.
         :raises BackupError: something is in the way; what was replaced before is in ``kept``.
         """
         self._top = os.open(self.target, _FOLDER)
         try:
             for entry in entries:
                 self._one(entry)
+            if top:
+                os.fchown(self._top, top.uid, top.gid)
+                os.fchmod(self._top, top.mode)
             os.fsync(self._top)
         finally:
             os.close(self._top)
@@ -101,7 +108,9 @@ class Merge:
             present = _status(name, there)
             if entry.kind == "d" and present and stat.S_ISDIR(present.st_mode):
                 return
-            if present and not manifest.difference(self.target, entry):
+            same = bool(present) and not manifest.difference(self.target, entry)
+            beside = _beside(entry, name, there)
+            if same and not beside:
                 return
             inside = os.path.join(self.place, above) if above else self.place
             with self._opened(self.draft, inside) as source:
@@ -110,13 +119,19 @@ class Merge:
                     if self.settled:
                         raise BackupError("failed", f"{entry.path} is gone from what was restored")
                     return
-                if present:
+                if same:
+                    # What was restored with it is looked at in its turn.
+                    beside = [each for each in beside if not _status(each, source)]
+                if not beside or not _is_database(name, source):
+                    beside = []
+                if same and not beside:
+                    return
+                if present and not same:
                     self._keep(entry.path, there)
-                if entry.kind == "f" and _is_database(name, source):
-                    for ending in _OF_DATABASES:
-                        if _status(f"{name}{ending}", there):
-                            self._keep(f"{entry.path}{ending}", there)
-                os.rename(name, name, src_dir_fd=source, dst_dir_fd=there)
+                for each in beside:
+                    self._keep(os.path.join(above, each), there)
+                if not same:
+                    os.rename(name, name, src_dir_fd=source, dst_dir_fd=there)
         self.changed += entry.kind != "d"
         if entry.kind == "d":
             self._moved = entry.path
@@ -159,13 +174,44 @@ class Merge:
 def _status(name: str, folder: int) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):
+            raise
         return None
+
+
+def _beside(entry: manifest.Entry, name: str, folder: int) -> list[str]:
+    """Return the names of what would belong to a file if it were a database."""
+    names = [f"{name}{ending}" for ending in OF_DATABASES] if entry.kind == "f" else []
+    return [each for each in names if _status(each, folder)]
 
 
 def _is_database(name: str, folder: int) -> bool:
     with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb") as stream:
         return stream.read(len(SQLITE)) == SQLITE
+
+
+def _is_draft(status: os.stat_result | None) -> bool:
+    """Whether something is a folder of ours that only we can look into: whoever may write where it
+    is may give a name such as that to something else."""
+    return bool(
+        status
+        and stat.S_ISDIR(status.st_mode)
+        and status.st_uid == os.getuid()
+        # In a folder that gives its group on (setgid), this one does too.
+        and status.st_mode & 0o777 == 0o700
+    )
+
+
+def _remove_left(target: str) -> None:
+    """Remove drafts of restores that were killed."""
+    folder = os.open(target, _FOLDER)
+    try:
+        for name in os.listdir(folder):
+            if name.startswith(_DRAFT) and _is_draft(_status(name, folder)):
+                _remove(name, folder)
+    finally:
+        os.close(folder)
 
 
 def _remove(name: str, folder: int) -> None:

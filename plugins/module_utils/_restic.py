@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -95,6 +96,7 @@ CODES = {
     "incomplete": 32,
     "differs": 33,
 }
+_GONE = "no such file or directory"
 _PROBE = 60  # seconds after which a side that says nothing is taken for unreachable
 
 
@@ -271,6 +273,21 @@ def diagnosis(said: str) -> tuple[str, str]:
         if re.search(pattern, said, re.IGNORECASE):
             return cause, remedy
     return "failed", ""
+
+
+def unreadable(said: str) -> list[str]:
+    """Return the lines in which ``restic backup --json`` tells of what it could not read, but for
+    those of files that are there no more."""
+    return [line for line in said.splitlines() if "error" in line and not _is_gone(line)]
+
+
+def _is_gone(line: str) -> bool:
+    try:
+        error = json.loads(line)["error"]
+        # restic 0.14 has the number alone, later ones the words.
+        return bool(error.get("Err") == errno.ENOENT or _GONE in error.get("message", ""))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return _GONE in line
 
 
 def points(listed: str) -> list[Point]:

@@ -52,6 +52,12 @@ _ATTRIBUTES = re.compile(r"xattr|operation not supported", re.IGNORECASE)
 _SPARSE = (0, 15)
 _HOLDS = "/var/lib/nas-assistant/holds"
 _DRAFT = ".nas-assistant-restore"
+#: What the roles make for each machine. The key for SSH, copies and firewall of the one that was
+#: lost are not this one's, and would count until the roles run again.
+GENERATED = tuple(
+    f"/etc/nas-assistant/{name}"
+    for name in ("backup", "backup.json", "snapshots.json", "firewall.nft")
+)
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,8 @@ def volume(
 ) -> Restored:
     """Restore a volume as one more of its snapshots, which it can be rolled back to.
 
+    What its source excludes is in no point, and comes from the present volume.
+
     :raises BackupError: it is not as it was; nothing of it is left then.
     """
     if not snapshots.is_subvolume(source.path):
@@ -224,6 +232,7 @@ def volume(
             failed, without = _restore(repository, point, tree, include)
             wrong = list(manifest.compare(_entries(listed), inside, found.settled, without))
             _demand(found, wrong, failed)
+        _bring_excluded(source, draft)
         return Restored(source.name, _finish(source.folder, name, draft), found.files)
     except BaseException:
         with contextlib.suppress(btrfs.BtrfsError):
@@ -235,9 +244,11 @@ def folder(
     settings: Settings, repository: Repository, point: Point, found: Held, target: str, path: str
 ) -> Restored:
     """Bring files back into a folder. What they replace is moved into a folder ``.before-TIME`` in
-    it; folders that are there stay as they are, and so does what the point does not have.
+    it; folders that are there stay as they are, and so does what the point does not have. What the
+    roles generate for each machine comes back only where ``path`` asks for it.
 
-    :param path: one file or folder below the source; an empty text: all.
+    :param path: one file or folder below the source, of a database also its journals; an empty
+        text: all.
     :raises BackupError: what was restored is not as it was; nothing was replaced then.
     """
     target = os.path.realpath(target)
@@ -245,26 +256,55 @@ def folder(
         raise BackupError("failed", f"{target} is no folder, and files should be put in it")
     with _stage(settings) as top:
         (listed,) = _manifests(repository, point, [found], top).values()
-        if not any(_entries(listed, path)):
+        paths = _along(listed, path)
+        if not any(_entries(listed, *paths)):
             raise BackupError("failed", f"{found.name}: {point.short} has no {path!r}")
-        os.makedirs(target, exist_ok=True)
-        with merging.draft(target) as (draft, shown):
+        with _made(target) as is_new, merging.draft(target) as (draft, shown):
             tree = os.path.join(top, "tree")
             # By a path of our own: whoever owns the target may rename what is in it.
             private.bind(shown, tree, read_only=False)
             try:
-                include = f"--include={_pattern(found.place, path)}"
-                failed, without = _restore(repository, point, tree, include)
+                words = [f"--include={_pattern(found.place, each)}" for each in paths]
+                failed, without = _restore(repository, point, tree, *words)
                 inside = os.path.join(tree, found.place)
-                wrong = _wrong(_entries(listed, path), inside, found, without)
+                wrong = _wrong(_entries(listed, *paths), inside, found, without)
                 _demand(found, wrong, failed)
                 merging.clothe(inside, _above(listed, path))
             finally:
                 private.unmount(tree)
             merge = merging.Merge(target, draft, found.place, found.settled)
-            entries = itertools.chain(_above(listed, path), _entries(listed, path))
-            merge.run(entry for entry in entries if entry.path)
+            entries = itertools.chain(_above(listed, path), _entries(listed, *paths))
+            wanted = (
+                entry
+                for entry in entries
+                if entry.path and (path or not is_generated(os.path.join(target, entry.path)))
+            )
+            merge.run(wanted, next(_entries(listed), None) if is_new else None)
     return Restored(found.name, "", merge.changed, merge.kept)
+
+
+@contextlib.contextmanager
+def _made(target: str) -> Iterator[bool]:
+    """Make a folder where there is none, and give whether there was none.
+
+    Only root can look into it until it has its owner and mode. On failure it is not left empty.
+    """
+    is_new = not os.path.lexists(target)
+    if is_new:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.mkdir(target, 0o700)
+    try:
+        yield is_new
+    except BaseException:
+        if is_new:
+            with contextlib.suppress(OSError):
+                os.rmdir(target)
+        raise
+
+
+def is_generated(path: str) -> bool:
+    """Whether a file is one that the roles made for this machine from its inventory."""
+    return any(_is_below(path, each) for each in GENERATED)
 
 
 def shortage(found: Held, target: str) -> str:
@@ -305,10 +345,19 @@ def _manifests(
     return files
 
 
-def _entries(listed: str, path: str = "") -> Iterator[manifest.Entry]:
-    """Return the entries of a file that are at or below a path."""
+def _entries(listed: str, *paths: str) -> Iterator[manifest.Entry]:
+    """Return the entries of a file that are at or below one of some paths; without any, all."""
     with open(listed, encoding="utf-8") as stream:
-        yield from (each for each in manifest.read(stream) if _is_below(each.path, path))
+        for each in manifest.read(stream):
+            if not paths or any(_is_below(each.path, path) for path in paths):
+                yield each
+
+
+def _along(listed: str, path: str) -> list[str]:
+    """Return a path, and of a database also those of what lies beside it and is a part of it."""
+    names = [f"{path}{ending}" for ending in merging.OF_DATABASES]
+    files = {each.path for each in _entries(listed, path, *names) if each.kind == "f"}
+    return [path, *(each for each in names if {path, each} <= files)]
 
 
 def _restore(
@@ -417,6 +466,63 @@ def _prepare(present: str, draft: str) -> None:
         btrfs.call("chattr", "+C", draft)
 
 
+def _bring_excluded(source: Source, draft: str) -> None:
+    """Copy what a source excludes from the present volume into the restored one.
+
+    From a snapshot, since who owns folders there could put a link in the way meanwhile.
+
+    :raises BackupError: a folder that it lies in is none in the point; names it.
+    """
+    if not source.exclude:
+        return
+    present = f"{draft}.present"
+    _drop(present)
+    btrfs.call("btrfs", "subvolume", "snapshot", "-r", "--", source.path, present)
+    try:
+        for path in source.exclude:
+            if _is_plain(present, path):
+                _bring(present, draft, path)
+    finally:
+        _drop(present)
+
+
+def _bring(present: str, draft: str, path: str) -> None:
+    """Copy what is at a path; the folders that it lies in stay as they were restored."""
+    for part in _parts(path)[:-1]:
+        source, target = os.path.join(present, part), os.path.join(draft, part)
+        if not os.path.lexists(target):
+            os.mkdir(target, 0o700)
+            status = os.stat(source)
+            os.chown(target, status.st_uid, status.st_gid)
+            shutil.copystat(source, target)
+        elif os.path.islink(target) or not os.path.isdir(target):
+            raise BackupError(
+                "failed",
+                f"{path} is excluded, so that no copy has it, and {part} is no folder in the point "
+                "to put it in: move it out of the volume first",
+            )
+    target = os.path.join(draft, path)
+    # What the point has, since it was excluded only later, stays.
+    if os.path.lexists(target):
+        return
+    above = os.path.dirname(target)
+    status = os.stat(above)
+    btrfs.call("cp", "-a", "--reflink=auto", "--", os.path.join(present, path), target)
+    os.utime(above, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _is_plain(top: str, path: str) -> bool:
+    """Whether something is at a path, and all that it lies in are folders and no links."""
+    places = [os.path.join(top, part) for part in _parts(path)]
+    return os.path.lexists(places[-1]) and not any(map(os.path.islink, places[:-1]))
+
+
+def _parts(path: str) -> list[str]:
+    """Return a path and those that it lies in, the outermost first."""
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
 def _finish(folder: str, name: str, draft: str) -> str:
     """Make a subvolume one of the snapshots of a volume; return its name."""
     place = snapshots.look(draft)
@@ -426,9 +532,9 @@ def _finish(folder: str, name: str, draft: str) -> str:
     text, number = "", backup.now()
     while not text or os.path.lexists(os.path.join(folder, text)):
         text, number = snapshot_plan.snapshot_text(name, number), number + 1
-    # Until the next restore: retention may look at any time, also before it was rolled back to.
+    # Retention may look at any time, also before it was rolled back to.
     hold = os.path.join(_HOLDS, snapshots.hold_name("restore", folder, name))
-    replace(hold, f"{place.uuid}\n".encode(), 0, 0, 0o600)
+    replace(hold, snapshots.hold_text(hold, folder, place.uuid).encode(), 0, 0, 0o600)
     btrfs.call("btrfs", "filesystem", "sync", draft)
     # In this order: the kernel moves no subvolume that is read-only.
     os.rename(draft, os.path.join(folder, text))

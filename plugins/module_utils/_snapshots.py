@@ -32,6 +32,7 @@ ATTRIBUTE = "user.nas_assistant.snapshot"
 KEPT = "user.nas_assistant.kept"
 LOCKS = "/run/nas-assistant"
 PATIENCE = 300  # seconds that a run waits for another one
+HELD = 7 * 86400  # seconds that what rollbacks and restores keep is held at the least
 CHUNK = 100  # paths of one command; 100 of the longest are still within the kernel's limit
 
 # linux/btrfs.h: struct btrfs_ioctl_get_subvol_info_args (id, name, parent, folder, generation,
@@ -178,6 +179,25 @@ def hold_name(reason: str, folder: str, name: str) -> str:
     :param folder: of its snapshots: volumes of two pools may have one name.
     """
     return "-".join([reason, *folder.strip("/").split("/"), name])
+
+
+def hold_text(path: str, folder: str, own: str) -> str:
+    """Return what a file is to say so that one more snapshot of a volume is held beside the others.
+
+    Let go are those that are HELD old, by their names, or that are there no more.
+
+    :param path: of the file, which need not be there yet; ``folder``: of the volume's snapshots.
+    :param own: UUID of the one more, which need not be there either.
+    """
+    lines: list[str] = []
+    with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as stream:
+        lines = stream.read().split()
+    since = {}
+    for entry in map(plan.entry, os.listdir(folder)):
+        if entry and entry.time is not None and (place := look(os.path.join(folder, entry.text))):
+            since[place.uuid] = entry.time
+    stay = [line for line in lines if line in since and now() - since[line] < HELD]
+    return "".join(f"{line}\n" for line in dict.fromkeys([*stay, own]))
 
 
 def read_holds(folder: str) -> frozenset[str]:

@@ -66,6 +66,8 @@ def main() -> None:
     try:
         for name, device in devices.items():
             backup.demand_apart(name, [device], sources)
+            for text in backup.unknown(name, sources):
+                module.warn(text)
         disks = {name: sorted(block.disks(device)) for name, device in devices.items()}
     except (BackupError, ZfsError, OSError) as error:
         module.fail_json(msg=f"{error}. Nothing was written to it")

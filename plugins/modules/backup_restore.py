@@ -13,7 +13,8 @@ description:
   - Restores from a copy that the role C(backup) keeps, into a place beside the present state, and
     compares each file with the manifest that was taken with it. Only then is anything replaced.
   - A volume of Btrfs becomes one more of its snapshots. M(nas.assistant.btrfs_rollback) puts it in
-    place, and keeps what was there. Files of a folder, or of a dataset of ZFS, are put in place at
+    place, and keeps what was there. What its source excludes, so that no copy has it, comes along
+    from the present volume. Files of a folder, or of a dataset of ZFS, are put in place at
     once; those that they replace are moved to a folder in it.
 author:
   - The nas.assistant contributors

@@ -14,8 +14,8 @@ description:
     copy of the chosen snapshot in its place, mounts that, and starts everything again. The quota
     stays; owner, mode and compression are those of the snapshot.
   - Nothing is lost, not even what is written while it works. To undo it, roll back to the snapshot
-    that it kept; retention leaves that one alone until the next rollback of the same subvolume, or
-    until its file in C(/var/lib/nas-assistant/holds) is removed.
+    that it kept; retention leaves that one alone until a rollback of the same subvolume a week or
+    more later, or until its line in a file of C(/var/lib/nas-assistant/holds) is removed.
   - Only snapshots that M(nas.assistant.btrfs_snapshot) made count.
   - One that was cut off is finished by running it again. Where it left nothing but what it had
     stopped, O(state=resumed) starts that.
@@ -247,7 +247,8 @@ class Rollback:
             os.setxattr(self.old, attribute, place.uuid.encode())
         # Held before it is there, since retention may look at any time.
         hold = os.path.join(HOLDS, snapshots.hold_name("rollback", self.folder, self.name))
-        replace(hold, f"{place.uuid}\n".encode(), 0, 0, 0o600)
+        held = snapshots.hold_text(hold, self.folder, place.uuid)
+        replace(hold, held.encode(), 0, 0, 0o600)
         final = os.path.join(self.folder, text)
         # In this order: the kernel moves no subvolume that is read-only.
         os.rename(self.old, final)

@@ -115,7 +115,6 @@ resumed:
 import contextlib
 import glob
 import os
-import re
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -131,14 +130,6 @@ from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
     running,
 )
 
-# What Docker mounts in its data root for containers that run, and unmounts when they stop: their
-# filesystems, their memory and secrets, volumes of its driver "local" that are mounts of something
-# else, and what its plugins show to containers. Not those of its driver "zfs": its images are
-# datasets, which no copy has.
-OF_CONTAINERS = re.compile(
-    r".*/((overlay2|fuse-overlayfs)/[^/]+/merged|rootfs/[^/]+/[^/]+|containers/[^/]+/mounts/.+"
-    r"|volumes/[^/]+/_data|plugins/[^/]+/propagated-mount)"
-)
 SHOWN = 5  # entries that a message names
 # Everything as it is, within one filesystem; numbers, since names may differ in a chroot. What
 # Btrfs keeps in attributes, such as compression, is the new place's own.
@@ -160,7 +151,7 @@ def to_copy(folders: list[dict[str, Any]], begun: list[str], remedy: str) -> lis
 
     :raises CopyError: one of them may not be copied; names all of them.
     """
-    points = mount_points()
+    points = btrfs.points()
     mounted = [folder for folder in folders if folder["path"] in points]
     found = [
         each
@@ -201,12 +192,6 @@ def to_copy(folders: list[dict[str, Any]], begun: list[str], remedy: str) -> lis
     return found
 
 
-def mount_points() -> set[str]:
-    """Return where anything is mounted. A subvolume that is not looks like a mount to Python."""
-    with open(btrfs.MOUNTS, encoding="utf-8", errors="surrogateescape") as stream:
-        return {btrfs.unescaped(line.split()[4]) for line in stream}
-
-
 def is_right(folder: dict[str, Any]) -> bool:
     """Whether what is mounted at a folder is what should be."""
     mounts = [mount for mount in btrfs.mounts() if mount.point == folder["path"]]
@@ -228,7 +213,7 @@ def demand_whole(paths: list[str]) -> None:
 
     :raises CopyError: something is mounted in one of them still; names it.
     """
-    points = mount_points()
+    points = btrfs.points()
     left = [inner for path in paths if (inner := first_apart(path, points))]
     if left:
         raise CopyError(
@@ -246,7 +231,7 @@ def first_apart(path: str, points: set[str], passing: bool = False) -> str:
     """
 
     def passes(inner: str) -> bool:
-        return passing and bool(OF_CONTAINERS.fullmatch(inner))
+        return passing and bool(btrfs.OF_CONTAINERS.fullmatch(inner))
 
     for point in sorted(points):
         if point.startswith(f"{path}/") and not passes(point):
@@ -349,7 +334,7 @@ def main() -> None:
         standstill = Standstill("copy")
         if module.params["state"] == "resumed":
             stopped = standstill.stopped
-            points = mount_points()
+            points = btrfs.points()
             # A copy is gone on with until something is mounted where it came from.
             rest = {each["to"] for each in module.params["folders"] if each["path"] not in points}
             notes = [note for note in standstill.notes if note in rest]

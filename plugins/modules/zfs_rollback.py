@@ -14,7 +14,8 @@ description:
     snapshots stay, the later ones too, which C(zfs rollback) would destroy; so this can be undone
     by going back to the one that it made.
   - Files that are the same, by checksum, are not written. Datasets inside of it are left alone.
-  - What was there is held (C(zfs holds)) until the next rollback, so that no retention takes it.
+  - What was there is held (C(zfs holds)) until a rollback a week or more later, so that no
+    retention takes it.
   - What uses the dataset stands still for the time, and is started again whatever happens. A run
     that was cut off is finished by running it again. Where it had changed nothing yet,
     O(state=resumed) starts what it had stopped.
@@ -83,6 +84,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils import (
     _private as private,
+    _snapshots as snapshots,
     _zfs as zfs,
     _zfs_snapshots as zfs_snapshots,
 )
@@ -174,9 +176,9 @@ def keep(name: str, standstill: Standstill) -> str:
 
 
 def release(name: str, kept: str) -> None:
-    """Let go of what earlier rollbacks kept."""
+    """Let go of what rollbacks kept that are long past."""
     for each in zfs.snapshots(name, zfs_snapshots.PROPERTY):
-        if each.held and each.text != kept:
+        if each.held and each.text != kept and time.time() - each.time >= snapshots.HELD:
             tags = zfs.call("zfs", "holds", "-H", f"{name}@{each.text}")
             if HOLD in [line.split("\t")[1] for line in tags.splitlines()]:
                 zfs.call("zfs", "release", HOLD, f"{name}@{each.text}")

@@ -28,7 +28,9 @@ sys.exit(program["main"]())
 RESTORE = """
 import json, sys
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.nas.assistant.plugins.module_utils import _restore
 from ansible_collections.nas.assistant.plugins.modules import backup_restore
+_restore.GENERATED = tuple(sys.argv[2:])
 with patch_module_args(json.loads(sys.argv[1])):
     backup_restore.main()
 """
@@ -101,6 +103,8 @@ class Nas:
         self.etc = folder / "etc"
         self.etc.mkdir()
         (self.etc / "config.ini").write_text("[server]\n")
+        # What the roles would make for each machine.
+        self.generated = [f"{self.etc}/backup", f"{self.etc}/backup.json"]
         self.state, self.metrics = folder / "state", folder / "metrics"
         self.metrics.mkdir()
         (folder / "key").write_text("correct horse battery staple\n")
@@ -165,7 +169,7 @@ class Nas:
         self.command()
         given = {"settings": str(self.folder / "backup.json"), "copy": copy, **arguments}
         done = subprocess.run(
-            [sys.executable, "-c", RESTORE, json.dumps(given)],
+            [sys.executable, "-c", RESTORE, json.dumps(given), *self.generated],
             capture_output=True,
             text=True,
             check=False,

@@ -83,6 +83,29 @@ def test_back_and_forth(volume: Volume, call: Call, tmp_path: Path) -> None:
     assert sorted(path.name for path in volume.path.parent.iterdir()) == [".snapshots", "documents"]
 
 
+def test_a_second_rollback_does_not_give_up_what_the_first_kept(
+    volume: Volume, call: Call, tmp_path: Path
+) -> None:
+    volume.write("one")
+    first = volume.snapshot()
+    kept = []
+    for text in ("two", "three"):
+        volume.write(text)
+        kept.append(volume.back(first)["kept"])
+    volume.snapshot()
+    wish = {"path": str(volume.path), "folder": str(volume.folder), "keep": {"last": 1}}
+    prune = {"state": "pruned", "holds": str(tmp_path / "holds"), "volumes": [wish]}
+    (pruned,) = call(btrfs_snapshot.main, **prune)["volumes"]
+    assert pruned["held"] == kept
+    # A week later another one lets them go, and holds its own.
+    volume.time += _snapshots.HELD
+    later = volume.back(kept[1])["kept"]
+    volume.snapshot()
+    (pruned,) = call(btrfs_snapshot.main, **prune)["volumes"]
+    assert pruned["held"] == [later]
+    assert set(kept) <= set(pruned["deleted"])
+
+
 def test_what_the_subvolume_has_stays(volume: Volume) -> None:
     volume.write("one")
     volume.snapshot()

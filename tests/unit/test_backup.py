@@ -9,6 +9,7 @@ import os
 import re
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +26,10 @@ from ansible_collections.nas.assistant.plugins.filter.backup import (
 )
 from ansible_collections.nas.assistant.plugins.filter.storage import storage_pools
 from ansible_collections.nas.assistant.plugins.module_utils import (
+    _backup as copies,
     _backup_plan as plan,
     _manifest as manifest,
+    _merge as merging,
     _metrics as metrics,
     _restic as restic,
     _restore as restore,
@@ -80,6 +83,34 @@ def test_sftp_knows_whom_it_talks_to() -> None:
     assert other["host_key"].startswith("[backup.example.com]:2222 ")
     assert other["exposed"]
     assert copy(repository="/mnt/elsewhere")["exposed"]
+
+
+BUCKET = "s3:https://s3.example.com/backups/nas1"
+OWN = {"environment": {"AWS_ACCESS_KEY_ID": "of-the-controller"}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "exposed"),
+    [
+        ({"repository": REST}, False),
+        ({"device": {"uuid": "12ab"}}, False),
+        ({"repository": SFTP, "ssh": {"host_key": KEY}}, True),
+        ({"repository": SFTP, "ssh": {"host_key": KEY}, "prune": OWN}, True),
+        ({"repository": SFTP, "ssh": {"host_key": KEY, "append_only": True}}, False),
+        ({"repository": "/mnt/elsewhere"}, True),
+        ({"repository": BUCKET}, True),
+        ({"repository": BUCKET, "prune": {"on": "localhost"}}, True),
+        ({"repository": BUCKET, "prune": OWN}, False),
+        ({"repository": "b2:backups:nas1"}, True),
+        ({"repository": "gs:backups:/nas1"}, True),
+        ({"repository": "azure:backups:/nas1"}, True),
+        ({"repository": "swift:backups:/nas1"}, True),
+        ({"repository": "rclone:remote:nas1"}, True),
+        ({"repository": "rclone:remote:nas1", "prune": OWN}, False),
+    ],
+)
+def test_what_the_nas_could_delete(entry: dict[str, Any], exposed: bool) -> None:
+    assert copy(**entry)["exposed"] is exposed
 
 
 def test_ssh_where_the_server_takes_new_data_alone() -> None:
@@ -157,6 +188,7 @@ def test_sources() -> None:
         "volume": "tank/a/b",
         "path": "/srv/tank/a/b",
         "folder": "/srv/tank/.snapshots",
+        "mounted": "",
         "exclude": ["cache"],
         "used_by": [],
     }
@@ -337,6 +369,99 @@ def test_which_points_go(there: list[restic.Point], keep: dict[str, Any], gone: 
     assert sorted(each.id for each in plan.drop(there, keep, NOW)) == sorted(gone)
 
 
+@pytest.mark.parametrize(
+    ("had", "found", "said"),
+    [
+        ({}, (0, ""), ""),
+        ({"files": 3, "filesystem": "1"}, (1, "1"), ""),
+        ({"files": 3, "filesystem": "1"}, (0, "1"), "is empty and had 3 files"),
+        ({"files": 3, "filesystem": "1"}, (3, "2"), "is on another filesystem (2) than it was (1)"),
+        # Nobody knows, of mergerfs or NFS.
+        ({"files": 3, "filesystem": "1"}, (3, ""), ""),
+        ({"files": 3}, (3, "2"), ""),
+    ],
+)
+def test_what_tells_that_a_source_was_lost(
+    had: dict[str, Any], found: tuple[int, str], said: str
+) -> None:
+    told = plan.lost(had, {"files": found[0], "filesystem": found[1]})
+    assert told.startswith(said)
+    assert bool(told) == bool(said)
+
+
+def test_what_a_source_had_is_known_until_it_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, other = plan.Source("/srv/media"), plan.Source("/etc")
+    copy = plan.Copy("usb")
+    settings = plan.Settings(
+        host="nas1",
+        sources=(source, other),
+        copies=(copy,),
+        password_file="/key",
+        state=str(tmp_path),
+        scratch="/scratch",
+        metrics=str(tmp_path),
+        cache="/cache",
+        drill=1,
+    )
+    (tmp_path / "usb").mkdir()
+    monkeypatch.setattr(copies.block, "filesystem", lambda path: "1")
+
+    def lost(shown: list[plan.Source], media: int) -> list[str]:
+        files = {source.place: media, other.place: 1}
+        return list(copies._lost(settings, copy, shown, files))
+
+    assert lost([source, other], 7) == []
+    for shown in ([source, other], [other], [source]):
+        assert len(lost(shown, 0)) == (source in shown)
+    (said,) = lost([source], 0)
+    assert "/srv/media is empty and had 7 files" in said
+    assert said.endswith("nas-backup accept usb")
+    copies.remember(settings, "usb", {"had": {}})
+    assert lost([source, other], 0) == []
+
+
+def test_what_is_mounted_in_a_source_is_found_wherever_that_is_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = storage_pools([
+        {"name": "tank", "uuid": "1", "volumes": [
+            {"name": "documents", "path": "/srv/documents"},
+            {"name": "old", "path": "/srv/documents/old"},
+            {"name": "docker", "path": "/var/lib/docker"},
+        ]}
+    ])  # fmt: skip
+    given = [
+        {"volume": "tank/documents", "exclude": ["cache"]},
+        *({"volume": f"tank/{name}"} for name in ("old", "docker")),
+        {"folder": "/etc"},
+    ]
+    sources = []
+    for each in backup_sources(given, pools):
+        del each["used_by"]
+        sources.append(plan.Source(**{**each, "exclude": tuple(each["exclude"])}))
+    mounted = [
+        *("/srv/tank", "/srv/documents", "/srv/documents/old", "/srv/documents/cache/x"),
+        *("/srv/documents/disk", "/srv/documents2", "/srv/tank/documents/other", "/etc/x\\040y"),
+        "/var/lib/docker",
+        f"/var/lib/docker/overlay2/{'0' * 64}/merged",
+        f"/var/lib/docker/containers/{'0' * 64}/mounts/shm",
+        "/var/lib/docker/volumes/films/_data/disk",
+    ]
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("".join(f"1 2 0:1 / {each} rw - ext4 /dev/x rw\n" for each in mounted))
+    monkeypatch.setattr(copies.btrfs, "MOUNTS", str(mounts))
+    monkeypatch.setattr(copies.snapshots, "look", lambda path: None)
+    settings = SimpleNamespace(sources=sources)
+    assert [copies._apart(settings, each) for each in sources] == [
+        ["/srv/documents/disk", "/srv/tank/documents/other"],
+        [],
+        ["/var/lib/docker/volumes/films/_data/disk"],
+        ["/etc/x y"],
+    ]
+
+
 def test_which_point_is_meant() -> None:
     there = points(9, 8, 2, -5, incomplete=(1,))
     there.sort(key=lambda each: each.time)
@@ -403,6 +528,29 @@ def test_no_secret_is_told() -> None:
     assert "secret" not in str(odd.error("backup", 'parse "https://nas1:ab/cd%secret@host/": port'))
 
 
+def of_restic(error: dict[str, Any]) -> str:
+    said = {"message_type": "error", "error": error, "during": "archival", "item": "/a"}
+    return json.dumps(said, separators=(",", ":"))
+
+
+def test_what_went_while_it_was_read_is_no_error() -> None:
+    gone = [
+        of_restic({"Op": "lstat", "Path": "/error", "Err": 2}),  # restic 0.14
+        of_restic({"message": "lstat /a: no such file or directory"}),
+        "error: lstat /a: no such file or directory",
+        "Warning: at least one source file could not be read",
+    ]
+    assert restic.unreadable("\n".join(gone)) == []
+    wrong = [
+        of_restic({"Op": "open", "Path": "/no such file or directory", "Err": 5}),
+        of_restic({"message": "read /a: input/output error"}),
+        of_restic({}),
+        '{"error": "of another kind"}',
+        "error: read /a: input/output error",
+    ]
+    assert restic.unreadable("\n".join([*gone, *wrong])) == wrong
+
+
 def test_points_are_read() -> None:
     listed = [
         {"time": "2026-11-25T02:30:34.184864031Z", "id": "bb", "hostname": "nas1", "tags": ["a"]},
@@ -459,9 +607,16 @@ def test_checksums_are_taken_from_an_earlier_manifest(tmp_path: Path) -> None:
     assert found["same"] == "known"
     assert "known" not in (found["other"], found["new"])
     told: list[str] = []
-    for each in manifest.walk(str(tmp_path), (), earlier, told.append, trust=False):
-        assert each.digest != "known"
+    walk = [*manifest.walk(str(tmp_path), (), earlier, told.append, trust=False)]
     assert told == [f"{tmp_path}/same: changed though nobody wrote it"]
+    # Until somebody writes it, it is told of each time.
+    assert [each.path for each in walk if each.digest == "known"] == ["same"]
+    list(manifest.walk(str(tmp_path), (), walk, told.append, trust=False))
+    assert told == 2 * told[:1]
+    os.utime(tmp_path / "same")
+    left = [*manifest.walk(str(tmp_path), (), walk, told.append, trust=False)]
+    assert len(told) == 2
+    assert "known" not in [each.digest for each in left]
 
 
 def test_what_is_excluded_is_in_no_manifest(tmp_path: Path) -> None:
@@ -541,6 +696,176 @@ def test_what_may_not_fit_is_said(tmp_path: Path) -> None:
     large = restore.Held("tank/a", "volumes/tank/a", "", True, 1, 1 << 60)
     assert "tank/a: its 1152921504606846976 bytes" in restore.shortage(large, str(tmp_path))
     assert restore.shortage(large, str(tmp_path / "nowhere")) == ""
+
+
+def test_what_is_excluded_comes_from_the_present_volume(tmp_path: Path) -> None:
+    present, draft = tmp_path / "present", tmp_path / "draft"
+    for top in (present, draft):
+        (top / "kept").mkdir(parents=True)
+        (top / "kept").chmod(0o750)
+    (present / "kept/cache").mkdir()
+    (present / "kept/cache/one").write_text("one")
+    (present / "new/deep").mkdir(parents=True)
+    (present / "new").chmod(0o711)
+    (present / "new/deep/two").write_text("two")
+    (present / "later").write_text("present")
+    (draft / "later").write_text("restored")
+    os.utime(draft / "kept", ns=(1, 1))
+    for path in ("kept/cache", "new/deep/two", "later"):
+        assert restore._is_plain(str(present), path)
+        restore._bring(str(present), str(draft), path)
+    assert (draft / "kept/cache/one").read_text() == "one"
+    assert (draft / "kept").stat().st_mtime_ns == 1
+    assert (draft / "new/deep/two").read_text() == "two"
+    assert (draft / "new").stat().st_mode & 0o7777 == 0o711
+    assert (draft / "later").read_text() == "restored"
+    # Nothing is read or written behind a link.
+    (present / "link").symlink_to("kept")
+    assert not restore._is_plain(str(present), "link/cache")
+    assert not restore._is_plain(str(present), "nowhere/x")
+    (draft / "trap").symlink_to(present)
+    (present / "trap").mkdir()
+    (present / "trap/three").write_text("three")
+    with pytest.raises(restic.BackupError, match=r"three is excluded, .* trap is no folder"):
+        restore._bring(str(present), str(draft), "trap/three")
+    assert not (present / "three").exists()
+
+
+def test_a_database_comes_with_what_lies_beside_it(tmp_path: Path) -> None:
+    for name in ("a.db", "a.db-wal", "a.db-journal", "b", "folder/x", "folder-wal"):
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).write_text(name)
+    (tmp_path / "top/b-wal").mkdir()
+    listed = tmp_path / "listed"
+    listed.write_text("".join(each.line for each in manifest.walk(str(tmp_path / "top"))))
+    for path, wanted in (
+        ("a.db", ["a.db", "a.db-wal", "a.db-journal"]),
+        *((path, [path]) for path in ("b", "folder", "nowhere", "")),
+    ):
+        assert restore._along(str(listed), path) == wanted
+    found = [each.path for each in restore._entries(str(listed), "a.db", "folder")]
+    assert found == ["a.db", "folder", "folder/x"]
+
+
+@pytest.mark.parametrize(
+    ("path", "generated"),
+    [
+        ("/etc/nas-assistant/backup/id_ed25519", True),
+        ("/etc/nas-assistant/backup", True),
+        ("/etc/nas-assistant/backup.json", True),
+        ("/etc/nas-assistant/snapshots.json", True),
+        ("/etc/nas-assistant/firewall.nft", True),
+        ("/etc/nas-assistant", False),
+        ("/etc/nas-assistant/config.ini", False),
+        ("/etc/nas-assistant/backup.json.old", False),
+        ("/etc/nas-assistant/tls/server.crt", False),
+        ("/srv/found/backup.json", False),
+    ],
+)
+def test_what_the_roles_make_for_each_machine(path: str, generated: bool) -> None:
+    assert restore.is_generated(path) is generated
+
+
+def test_what_is_generated_is_where_the_roles_put_it() -> None:
+    """A file that a role puts elsewhere would be brought back over this machine's."""
+    for role, name in (
+        ("backup", "__backup_folder"),
+        ("backup", "__backup_settings_file"),
+        ("firewall", "__firewall_file"),
+    ):
+        given = yaml.safe_load((ROOT / f"roles/{role}/vars/main.yml").read_text())
+        assert restore.is_generated(given[name]), name
+    storage = (ROOT / "roles/storage/vars/main.yml").read_text()
+    assert "'dest': '/etc/nas-assistant/snapshots.json'" in storage
+
+
+def test_a_folder_that_was_missing_is_as_it_was(tmp_path: Path) -> None:
+    inside = tmp_path / "draft/place"
+    inside.mkdir(parents=True)
+    inside.chmod(0o2751)
+    (inside / "file").write_text("x")
+    top, *entries = manifest.walk(str(inside))
+    target = tmp_path / "above/target"
+    with restore._made(str(target)) as is_new:
+        assert is_new
+        assert target.stat().st_mode & 0o7777 == 0o700
+        draft = os.open(tmp_path / "draft", os.O_RDONLY)
+        merging.Merge(str(target), draft, "place", settled=True).run(entries, top)
+        os.close(draft)
+    assert target.stat().st_mode & 0o7777 == 0o2751
+    assert (target / "file").read_text() == "x"
+    # Where that fails, the next one finds none again, and no other folder is touched.
+    for path in (tmp_path / "another", target):
+        with pytest.raises(ValueError, match="x"), restore._made(str(path)):
+            raise ValueError("x")
+    assert not (tmp_path / "another").exists()
+    assert target.exists()
+
+
+def test_what_a_restore_that_was_killed_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".nas-assistant-restore.abcdefgh"
+    (left / "files/deep").mkdir(parents=True)
+    (left / "files/deep/one").write_text("one")
+    left.chmod(0o700)
+    open_to_all = tmp_path / ".nas-assistant-restore.of-a-user"
+    open_to_all.mkdir(mode=0o755)
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / ".nas-assistant-restore.link").symlink_to("mine")
+    (tmp_path / ".nas-assistant-restore.file").write_text("x")
+    # As one that a group shares, which what is made in it takes on.
+    tmp_path.chmod(0o2770)
+    with merging.draft(str(tmp_path)) as (_, shown):
+        assert not left.exists()
+        assert os.listdir(shown) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f".nas-assistant-restore.{name}" for name in ("file", "link", "of-a-user")),
+        "mine",
+    ]
+
+
+JOURNALS = {"-wal", "-shm", "-journal"}
+
+
+@pytest.mark.parametrize(
+    ("database", "restored", "present", "kept"),
+    [
+        # The file is the same, and what would be played into it is not of that state.
+        ("same", {}, JOURNALS, JOURNALS),
+        ("same", {"-wal": "restored"}, {"-wal", "-shm"}, {"-wal", "-shm"}),
+        ("same", {"-wal": "present"}, {"-wal"}, set()),
+        ("same", {"-wal": "restored"}, set(), set()),
+        ("other", {"-wal": "restored"}, {"-wal", "-shm"}, {"", "-wal", "-shm"}),
+        ("other", {}, set(), {""}),
+        ("none", {}, JOURNALS, set()),
+    ],
+)
+def test_a_database_is_put_in_place_with_its_own_journals(
+    tmp_path: Path, database: str, restored: dict[str, str], present: set[str], kept: set[str]
+) -> None:
+    target, inside = tmp_path / "target", tmp_path / "draft/place"
+    target.mkdir()
+    inside.mkdir(parents=True)
+    head = b"" if database == "none" else merging.SQLITE
+    (inside / "a.db").write_bytes(head + b"same")
+    (target / "a.db").write_bytes(head + (b"other" if database == "other" else b"same"))
+    for ending, text in restored.items():
+        (inside / f"a.db{ending}").write_text(text)
+    for ending in present:
+        (target / f"a.db{ending}").write_text("present")
+    for path in (*inside.iterdir(), *target.iterdir()):
+        os.utime(path, ns=(1, 1))
+    entries = [each for each in manifest.walk(str(inside)) if each.path]
+    draft = os.open(tmp_path / "draft", os.O_RDONLY)
+    merge = merging.Merge(str(target), draft, "place", settled=True)
+    merge.run(entries)
+    os.close(draft)
+    there = {path.name.removeprefix("a.db"): path.read_bytes() for path in target.glob("a.db*")}
+    aside = {path.name.removeprefix("a.db") for path in target.glob(".before-*/*")}
+    assert aside == kept
+    assert there.pop("") == head + b"same"
+    left = {} if database != "none" else dict.fromkeys(present, b"present")
+    assert there == {**left, **{ending: text.encode() for ending, text in restored.items()}}
+    assert bool(merge.changed) == bool(kept or set(restored) - present)
 
 
 def test_settings_of_another_version_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.nas.assistant.plugins.module_utils import _block as block
@@ -91,6 +92,40 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             link.symlink_to(devices / slave)
         (names / Path(place).name).symlink_to(devices / place)
     monkeypatch.setattr(block, "SYS", str(names))
+
+
+@pytest.mark.parametrize(
+    ("mounted", "kind"),
+    [
+        ("/dev/sda1 ext4", ""),
+        ("1:2 fuse.mergerfs", "fuse.mergerfs"),
+        ("overlay overlay", "overlay"),
+        ("/dev/fuse fuse.x", ""),
+        ("nas:/export nfs4", ""),
+        ("//nas/share cifs", ""),
+        ("me@nas: fuse.sshfs", ""),
+        ("", ""),
+    ],
+)
+def test_filesystems_whose_disks_nobody_knows(
+    monkeypatch: pytest.MonkeyPatch, mounted: str, kind: str
+) -> None:
+    def run(argv: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(stdout=f"{mounted}\n")
+
+    monkeypatch.setattr(block, "run", run)
+    assert block.opaque("/srv/media") == kind
+
+
+def test_which_filesystem_a_path_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"findmnt": "/dev/sda1 ext4\n", "blkid": "1234-abcd\n"}
+    monkeypatch.setattr(block, "run", lambda argv: SimpleNamespace(stdout=said[argv[0]]))
+    assert block.filesystem("/etc") == "1234-abcd"
+    said["findmnt"] = "1:2 fuse.mergerfs\n"
+    assert block.filesystem("/etc") == ""
+    said["findmnt"] = "tank/documents zfs\n"
+    monkeypatch.setattr(block.zfs, "pool", lambda name: SimpleNamespace(guid=f"guid of {name}"))
+    assert block.filesystem("/srv/tank/documents") == "guid of tank"
 
 
 @pytest.mark.usefixtures("tree")

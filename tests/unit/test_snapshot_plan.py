@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible_collections.nas.assistant.plugins.module_utils import (
     _btrfs as btrfs,
     _snapshot_plan as plan,
+    _snapshots,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._btrfs import BtrfsError
 from ansible_collections.nas.assistant.plugins.module_utils._snapshot_plan import Keep, Snapshot
@@ -414,6 +417,32 @@ def test_a_clock_set_ahead_by_a_year() -> None:
     # A year later they are like any other, and go.
     nas.run(now + 366 * DAY, 100)
     assert not nas.ahead
+
+
+def test_what_was_held_before_stays_for_a_week(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = at("2026-11-24T09:00")
+    there = {
+        "data.20261117T090001Z": "young",
+        "data.20261117T090000Z": "old",
+        "photos.20261124T080000Z": "another",
+        "data.20261125T090000Z": "ahead",
+        "notes": "none",
+    }
+    for text in there:
+        (tmp_path / text).mkdir()
+
+    def look(path: str) -> SimpleNamespace:
+        return SimpleNamespace(uuid=there[Path(path).name])
+
+    monkeypatch.setattr(_snapshots, "now", lambda: now)
+    monkeypatch.setattr(_snapshots, "look", look)
+    hold = tmp_path / "hold"
+    assert _snapshots.hold_text(str(hold), str(tmp_path), "new") == "new\n"
+    hold.write_text("old\nyoung\ngone\nahead\nnew\n")
+    said = _snapshots.hold_text(str(hold), str(tmp_path), "new")
+    assert said == "young\nahead\nnew\n"
 
 
 def listed(number: int, parent: int, path: str) -> btrfs.Subvolume:

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from ansible_collections.nas.assistant.plugins.filter.storage import (
     storage_unit,
 )
 
+ROOT = Path(__file__).parents[2]
 DISKS = ["/dev/disk/by-id/ata-EXAMPLE-1", "/dev/disk/by-id/ata-EXAMPLE-2"]
 
 
@@ -188,6 +191,14 @@ def test_refused(entry: dict[str, Any], reason: str) -> None:
         one(**entry)
     assert reason in str(refusal.value)
     assert "storage_pools" in str(refusal.value)
+
+
+def test_snapshots_are_made_wherever_a_pool_is_mounted() -> None:
+    (found,) = storage_pools([{"name": "tank", "devices": DISKS, "mount": "/home/tank"}])
+    assert found["mount"] == "/home/tank"
+    unit = ROOT / "roles/storage/templates/etc/systemd/system/nas-snapshots.service.j2"
+    # It would be read-only to what makes and deletes them.
+    assert not re.search(r"^Protect(Home|System)=", unit.read_text(), re.MULTILINE)
 
 
 def test_pools_do_not_share() -> None:

@@ -393,6 +393,26 @@ def test_the_same_again_does_not_bring_back_the_ruin(
         zfs_rollback.chosen("tank/docs", "newest", [])
 
 
+def test_what_rollbacks_kept_is_held_for_a_week(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeZfs(monkeypatch)
+    day = 86400
+    fake.there = [
+        zfs.Snapshot(f"nas.{age}", str(age), fake.now - age * day, age != 5, "42")
+        for age in (30, 7, 6, 5, 1)
+    ]
+    released: list[str] = []
+
+    def call(*argv: str) -> str:
+        if argv[1] == "release":
+            released.append(argv[-1])
+        tag = "somebody" if argv[-1] == "tank/docs@nas.30" else zfs_rollback.HOLD
+        return f"{argv[-1]}\t{tag}\tFri Jan 31 2025\n"
+
+    monkeypatch.setattr(zfs, "call", call)
+    zfs_rollback.release("tank/docs", "nas.1")
+    assert released == ["tank/docs@nas.7"]
+
+
 def test_what_a_rollback_that_was_cut_off_left_standing_goes_on(
     monkeypatch: pytest.MonkeyPatch, work: Standstill, call: Callable[..., dict[str, Any]]
 ) -> None:
