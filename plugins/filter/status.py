@@ -29,6 +29,13 @@ LIMITS = {
     "packages": 14,
 }
 DAY, HOUR, MINUTE = 86400, 3600, 60
+#: What renews a certificate, by its file. The others come with a run.
+RENEW = {
+    "acme": "see why it was not renewed (certbot renew, /var/log/letsencrypt/letsencrypt.log)",
+    "own": "put a newer one where proxy_certificate says, and run nas.assistant.proxy",
+    "ca": "delete .credentials/ca.crt beside the inventory, not ca.key, run nas.assistant.proxy "
+    "over all NAS, and have clients trust the new one",
+}
 
 
 def status_findings(
@@ -73,8 +80,11 @@ def status_verdict(findings: Sequence[Finding]) -> str:
 
 def status_summary(status: Mapping[str, Any]) -> dict[str, str]:
     """Return what the line of a NAS says in the table of a fleet: ``models``, ``free`` (of the
-    fullest filesystem), ``copy`` (age of the oldest), ``packages`` to upgrade.
+    fullest filesystem), ``copy`` (age of the oldest), ``packages`` to upgrade, ``upgraded`` (when
+    some were), ``versions``.
     """
+    versions = {**status["versions"], "assistant": status["assistant"].get("version", "")}
+    upgraded = int(status["packages"].get("upgraded", 0))
     now, copies = int(status["now"]), [int(each["success"]) for each in status["copies"]]
     free = [100 * room["free"] / max(1, room["size"]) for room in status["rooms"]]
     return {
@@ -82,6 +92,8 @@ def status_summary(status: Mapping[str, Any]) -> dict[str, str]:
         "free": f"{min(free):.0f} %" if free else "",
         "copy": ("none yet" if not min(copies) else _age(now, min(copies))) if copies else "",
         "packages": str(len(status["packages"].get("pending", []))),
+        "upgraded": _age(now, upgraded) if upgraded else "",
+        "versions": ", ".join(f"{name} {each}" for name, each in versions.items() if each),
     }
 
 
@@ -140,10 +152,11 @@ def _certificates(
     certificates: Iterable[Mapping[str, Any]], now: int, least: float
 ) -> Iterator[Finding]:
     for each in certificates:
-        name = str(each["path"]).rpartition("/")[2].removesuffix(".crt")
+        name = str(each["path"]).rpartition("/")[2].rpartition(".")[0]
         check = "certificate" if name == "server" else f"certificate {name}"
         left = (int(each["expires"]) - now) / DAY
-        limit, renew = f"{least:g} days", "run nas.assistant.proxy, which makes a new one"
+        limit = f"{least:g} days"
+        renew = RENEW.get(name, "run nas.assistant.proxy, which makes a new one")
         if not each["expires"]:
             reason = "clients cannot connect"
             yield finding(check, BAD, "it cannot be read", limit, reason, renew)
@@ -290,7 +303,10 @@ def _packages(packages: Mapping[str, Any], now: int, most: float) -> Iterator[Fi
         reason = "holes that are known stay open"
         yield finding("packages", WARNING, value, f"{most:g} days", reason, remedy)
     else:
-        yield finding("packages", GOOD, f"{pending} to upgrade, as of {_age(now, fetched)}")
+        value = f"{pending} to upgrade, as of {_age(now, fetched)}"
+        if packages["upgraded"]:
+            value += f", the last upgrade {_age(now, packages['upgraded'])}"
+        yield finding("packages", GOOD, value)
     if packages["reboot"]:
         value = ", ".join(packages["reboot"])
         reason = "what was upgraded is not in use yet"

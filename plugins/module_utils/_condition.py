@@ -8,12 +8,15 @@ Times are whole seconds since the epoch, 0 where something never happened.
 from __future__ import annotations
 
 import contextlib
+import gzip
+import http.client
 import json
 import os
 import re
+import socket
 import ssl
-import urllib.error
-import urllib.request
+import time
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -71,17 +74,23 @@ def assistant(container: str, socket: str) -> Found:
 
 
 def front(url: str) -> Found:
-    """Ask the assistant as clients do, through Nginx; its certificate is judged elsewhere."""
+    """Ask the assistant as clients do, through Nginx: by the NAS's own name, since another site may
+    be the default one there. Its certificate is judged elsewhere.
+    """
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+    where, name = urllib.parse.urlsplit(url), os.uname().nodename.partition(".")[0]
     try:
-        with urllib.request.build_opener(*handlers).open(url, timeout=_PATIENCE) as response:
-            return {"url": url, "status": response.status, "reason": ""}
-    except urllib.error.HTTPError as error:
-        return {"url": url, "status": error.code, "reason": ""}
-    except OSError as error:
-        return {"url": url, "status": 0, "reason": str(getattr(error, "reason", error))}
+        with (
+            socket.create_connection((str(where.hostname), where.port or 443), _PATIENCE) as plain,
+            context.wrap_socket(plain, server_hostname=name) as secured,
+        ):
+            connection = http.client.HTTPConnection(name)
+            connection.sock = secured
+            connection.request("GET", where.path)
+            return {"url": url, "status": connection.getresponse().status, "reason": ""}
+    except (OSError, http.client.HTTPException) as error:
+        return {"url": url, "status": 0, "reason": str(error)}
 
 
 def certificate(path: str) -> Found:
@@ -202,8 +211,8 @@ def failed_units() -> list[str]:
 
 
 def packages(root: str = "/") -> Found:
-    """Say when the lists of packages were last fetched, what would be upgraded by them, how many of
-    those close holes (``security``), and what wants a reboot.
+    """Say when the lists of packages were last fetched, and packages last ``upgraded``; what would
+    be upgraded now, how many of those close holes (``security``), and what wants a reboot.
     """
     wanting = text(root, "run/reboot-required.pkgs").split()
     if not wanting and os.path.exists(os.path.join(root, "run/reboot-required")):
@@ -211,8 +220,29 @@ def packages(root: str = "/") -> Found:
     said = answer(["apt-get", "--simulate", "-o", "Debug::NoLocking=1", "upgrade"], _PATIENCE)
     return {
         "fetched": _modified(os.path.join(root, "var/lib/apt/lists")),
+        "upgraded": _upgraded(os.path.join(root, "var/log")),
         **parse_upgrade(said),
         "reboot": sorted(set(wanting)),
+    }
+
+
+def _upgraded(folder: str) -> int:
+    logs = [os.path.join(folder, each) for each in _names(folder) if each.startswith("dpkg.log")]
+    for path in sorted(logs, key=_modified, reverse=True):
+        with (gzip.open if path.endswith(".gz") else open)(path, "rt", errors="replace") as log:
+            found = re.findall(r"^(\S+ \S+) upgrade ", log.read(), re.MULTILINE)
+        if found:
+            return int(time.mktime(time.strptime(found[-1], "%Y-%m-%d %H:%M:%S")))
+    return 0
+
+
+def versions(root: str = "/") -> dict[str, str]:
+    """Say of what the assistant stands on which version there is, empty where there is none."""
+    show = ["dpkg-query", "--show", "--showformat", "${Version}", "nginx"]
+    return {
+        "Debian": text(root, "etc/debian_version"),
+        "Docker": answer(["docker", "version", "-f", "{{.Server.Version}}"], _PATIENCE).strip(),
+        "Nginx": answer(show, _PATIENCE).strip(),
     }
 
 

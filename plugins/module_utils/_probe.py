@@ -30,7 +30,12 @@ QUESTIONS = (
     "Where do fish live?",
     "Say a word that rhymes with house.",
 )
-ENDED = re.compile(r"^nas_assistant_requests_total\{.*status=\"(\d+)\".*\} (\S+)$", re.M)
+# Of others: not those that this asks itself.
+ENDED = re.compile(
+    rf'^nas_assistant_requests_total\{{(?!.*key="{KEY}").*status="(\d+)".*\}} (\S+)$', re.M
+)
+# Had no slot since there was no room. A key's limit, or one that is no more, is no fault.
+FULL = re.compile(r'^nas_assistant_refused_total\{reason="full"\} (\S+)$', re.M)
 
 
 @dataclass
@@ -45,17 +50,26 @@ class Outcome:
         """Median of the time to the first token in milliseconds, 0 where no answer came."""
         return round(1000 * statistics.median(self.first), 1) if self.first else 0.0
 
+    @property
+    def stayed(self) -> bool:
+        """Whether all were refused since the model is in the cloud, and the key is not for it."""
+        return bool(self.errors) and all(
+            error.startswith("403: ") and "model_not_allowed" in error for error in self.errors
+        )
+
 
 @contextlib.contextmanager
-def admin_key(container: str) -> Iterator[str]:
+def admin_key(container: str, *more: str) -> Iterator[str]:
     """Give the secret of an admin's key that the service has for as long as it is needed.
 
+    :param more: options of ``keys create``.
     :raises DockerError: the container does not run, or makes none.
     """
     revoke = ["docker", "exec", container, START, "keys", "revoke", KEY]
     with contextlib.suppress(DockerError):  # there is one if a run was cut off
         docker(revoke)
-    secret = docker(["docker", "exec", container, START, "keys", "create", KEY, "--role", "admin"])
+    create = ["docker", "exec", container, START, "keys", "create", KEY, "--role", "admin", *more]
+    secret = docker(create)
     try:
         yield secret.strip().splitlines()[-1]
     finally:
@@ -169,9 +183,12 @@ def counted(path: str, secret: str) -> tuple[int, int]:
 
 
 def ended(metrics: str) -> tuple[int, int]:
-    """Return how many requests ended, and how many of them by a fault of ours (5xx)."""
+    """Return how many requests of others ended, and how many of them by a fault of ours: with a
+    status of 500 or more, or refused since there was no room.
+    """
     found = [(int(status), float(count)) for status, count in ENDED.findall(metrics)]
+    full = sum(float(count) for count in FULL.findall(metrics))
     return (
-        int(sum(count for _, count in found)),
-        int(sum(count for status, count in found if status >= 500)),
+        int(sum(count for _, count in found) + full),
+        int(sum(count for status, count in found if status >= 500) + full),
     )

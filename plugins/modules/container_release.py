@@ -38,7 +38,9 @@ options:
     elements: path
     default: []
   notes:
-    description: What is to be remembered with it, for O(state=kept).
+    description: >-
+      What is to be remembered with it, for O(state=kept). What is remembered already stays as it
+      is, and what is not is added.
     type: dict
     default: {}
   folder:
@@ -47,7 +49,7 @@ options:
     required: true
   state:
     description:
-      - V(kept) keeps what is there now, unless something is kept already.
+      - V(kept) keeps what is there now, unless something is kept already; that gets more O(notes).
       - V(restored) makes everything as it was kept, and keeps it further.
       - V(forgotten) deletes what was kept.
     type: str
@@ -128,13 +130,15 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         unfinished = kept is not None
         kept = kept or {
             **release.take(name, params["files"], params["label"], params["mounts"]),
-            "notes": params["notes"],
+            "notes": {},
             "since": datetime.now(UTC).isoformat(sep=" ", timespec="minutes"),
         }
-        if not unfinished and not check_mode:
-            release.write(folder, kept)
-        told = {"image": image(kept), "unfinished": unfinished, "notes": kept["notes"]}
-        return {"changed": not unfinished, "since": kept["since"], **told}
+        notes = {**params["notes"], **kept["notes"]}
+        changed = not unfinished or notes != kept["notes"]
+        if changed and not check_mode:
+            release.write(folder, {**kept, "notes": notes})
+        told = {"image": image(kept), "unfinished": unfinished, "notes": notes}
+        return {"changed": changed, "since": kept["since"], **told}
     if kept is None:
         raise release.ReleaseError(f"nothing is kept in {folder}, so nothing can be restored")
     if check_mode:

@@ -10,10 +10,12 @@ short_description: Asks the assistant real questions and says how it answers
 version_added: 0.1.0
 description:
   - Asks the model that is the default some short questions over the service's own Unix socket, and
-    measures how long the first token takes. May then count for a while how the requests of others
-    end.
-  - Needs no key of the owner, since the service makes one for the time that this takes. The answer
-    says what went wrong; the module itself does not fail for it.
+    measures how long the first token takes. Counts how the requests of others ended, since the
+    service began or for a while from then on.
+  - Needs no key of the owner, since the service makes one for the time that this takes. What it
+    asks stays on the NAS, so that the cloud does not answer for a model that cannot; unless the
+    default model is in the cloud itself.
+  - The answer says what went wrong; the module itself does not fail for it.
 author:
   - The nas.assistant contributors
 extends_documentation_fragment: [nas.assistant.of_the_assistant]
@@ -27,7 +29,7 @@ options:
     type: int
     default: 16
   watch:
-    description: Seconds for which the requests of others are counted.
+    description: Seconds for which the requests of others are counted; 0 for all since it began.
     type: int
     default: 0
 attributes:
@@ -58,11 +60,11 @@ errors:
   elements: str
   returned: success, not in check mode
 ended:
-  description: Requests of others that ended while it watched.
+  description: Requests of others that ended, or had no room.
   type: int
   returned: success, not in check mode
 failed_requests:
-  description: Those of them that ended with a status of 500 or more.
+  description: Those of them that had no room, or ended with a status of 500 or more.
   type: int
   returned: success, not in check mode
 """
@@ -80,11 +82,14 @@ def look(params: dict[str, Any]) -> dict[str, Any]:
     path = params["socket"]
     outcome, served, failed = probe.Outcome(), 0, 0
     try:
-        with probe.admin_key(params["container"]) as secret:
-            probe.until_known(path, secret)
-            outcome = probe.questions(path, secret, params["requests"], params["tokens"])
-            if params["watch"]:
-                served, failed = watch(params["container"], path, secret, params["watch"])
+        # The cloud would answer for a model that does not, where it may.
+        for where in (["--local-only"], []):
+            with probe.admin_key(params["container"], *where) as secret:
+                probe.until_known(path, secret)
+                outcome = probe.questions(path, secret, params["requests"], params["tokens"])
+                if not outcome.stayed:
+                    served, failed = watch(params["container"], path, secret, params["watch"])
+                    break
     except DockerError as error:
         outcome.errors.append(str(error))
     return {
@@ -96,13 +101,15 @@ def look(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def watch(container: str, path: str, secret: str, seconds: int) -> tuple[int, int]:
-    """Return how many requests of others ended in so many seconds, and how many of them failed.
+    """Return how many requests of others ended in so many seconds (0: since the service began), and
+    how many of them failed.
 
     :raises DockerError: the container began anew meanwhile, or does not say.
     """
-    life = probe.life(container)
-    before = probe.counted(path, secret)
-    time.sleep(seconds)
+    life, before = probe.life(container), (0, 0)
+    if seconds:
+        before = probe.counted(path, secret)
+        time.sleep(seconds)
     after = probe.counted(path, secret)
     if probe.life(container) != life:
         raise DockerError(f"{container} ended and was started again while it was watched")

@@ -38,7 +38,9 @@ options:
       - /etc/nas-assistant/tls/member.crt
       - /etc/nas-assistant/tls/ca.crt
   front:
-    description: Where clients come in, as the NAS itself asks there; empty where there is no proxy.
+    description: >-
+      Where clients come in, as the NAS itself asks there, by its own name; empty where there is no
+      proxy.
     type: str
     default: https://127.0.0.1/readyz
   mounts:
@@ -117,8 +119,9 @@ failed_units:
   elements: str
   returned: success
 packages:
-  description: When the lists of packages were last C(fetched), names of those C(pending) by them,
-    how many of these close holes (C(security)), and those that want a C(reboot).
+  description: When the lists of packages were last C(fetched), and packages last C(upgraded); names
+    of those C(pending) by the lists, how many of these close holes (C(security)), and those that
+    want a C(reboot).
   type: dict
   returned: success
 not_mounted:
@@ -135,6 +138,10 @@ blind:
 kernel:
   description: The kernel's release.
   type: str
+  returned: success
+versions:
+  description: Those of C(Debian), C(Docker), C(Nginx); empty where there is none.
+  type: dict
   returned: success
 """
 
@@ -171,6 +178,7 @@ def look(params: dict[str, Any]) -> dict[str, object]:
         "copies": lambda: condition.copies(condition.settings(COPIES)),
         "failed_units": condition.failed_units,
         "packages": condition.packages,
+        "versions": condition.versions,
     }
     found: dict[str, object] = {"now": int(time.time()), "kernel": os.uname().release}
     blind = []
@@ -179,7 +187,7 @@ def look(params: dict[str, Any]) -> dict[str, object]:
             found[part] = read()
         except Exception as error:
             blind.append({"part": part, "why": f"{type(error).__name__}: {error}"})
-            found[part] = {} if part in ("assistant", "front", "packages") else []
+            found[part] = {} if part in ("assistant", "front", "packages", "versions") else []
     return {**found, "blind": blind}
 
 

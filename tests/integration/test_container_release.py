@@ -92,7 +92,8 @@ def test_a_changed_container_is_made_again(release: Call, tmp_path: Path) -> Non
     (tmp_path / "upstreams.json").write_text("{}")
     # A run that is started again after it was cut off does not take this for what was good.
     again = release("kept", notes={"ms": 900})
-    assert (again["unfinished"], again["notes"]) == (True, {"ms": 40})
+    assert (again["changed"], again["unfinished"], again["notes"]) == (False, True, {"ms": 40})
+    assert release("kept", notes={"more": 1})["notes"] == {"ms": 40, "more": 1}
     assert release("restored", check=True)["changed"]
     done = release("restored")
     assert done["changed"]

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +116,8 @@ Conf dbus (1.14.10-1 Debian:12.9/stable [amd64])
 def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(condition, "answer", lambda argv, patience: UPGRADE)
     upgrade = {"pending": ["dbus", "libssl3"], "security": 1}
-    assert condition.packages(str(tmp_path)) == {"fetched": 0, **upgrade, "reboot": []}
+    found = condition.packages(str(tmp_path))
+    assert found == {"fetched": 0, "upgraded": 0, **upgrade, "reboot": []}
     write(tmp_path / "var/lib/apt/lists/x")
     write(tmp_path / "run/reboot-required")
     found = condition.packages(str(tmp_path))
@@ -121,6 +125,34 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["reboot"] == ["it does not say which"]
     write(tmp_path / "run/reboot-required.pkgs", "linux-image\nlinux-image\ndbus\n")
     assert condition.packages(str(tmp_path))["reboot"] == ["dbus", "linux-image"]
+
+
+def test_when_packages_were_upgraded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the log of this month has no upgrade yet."""
+    monkeypatch.setattr(condition, "answer", lambda argv, patience: "")
+    logs = tmp_path / "var/log"
+    write(logs / "dpkg.log.1", "2026-10-01 06:00:00 upgrade a:amd64 1 2\n")
+    os.utime(logs / "dpkg.log.1", (1000, 1000))
+    row = "2026-09-05 06:00:00 upgrade a:amd64 0 1\n2026-09-05 06:00:01 status installed a 1\n"
+    (logs / "dpkg.log.2.gz").write_bytes(gzip.compress(row.encode()))
+    os.utime(logs / "dpkg.log.2.gz", (900, 900))
+    write(logs / "dpkg.log", "2026-11-01 06:00:00 install b:amd64 <none> 1\n")
+
+    def then() -> str:
+        found = condition.packages(str(tmp_path))["upgraded"]
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(found))
+
+    assert then() == "2026-10-01 06:00"
+    (logs / "dpkg.log.1").unlink()
+    assert then() == "2026-09-05 06:00"
+
+
+def test_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"docker": "20.10.24\n", "dpkg-query": ""}
+    monkeypatch.setattr(condition, "answer", lambda argv, patience: said[argv[0]])
+    write(tmp_path / "etc/debian_version", "12.9\n")
+    found = condition.versions(str(tmp_path))
+    assert found == {"Debian": "12.9", "Docker": "20.10.24", "Nginx": ""}
 
 
 def test_mounts(tmp_path: Path) -> None:

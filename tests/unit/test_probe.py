@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.nas.assistant.plugins.module_utils import _probe
+from ansible_collections.nas.assistant.plugins.modules import service_probe
 
 CHAT = [{"choices": [{"delta": {"role": "assistant"}}]}, {"choices": [{"delta": {"content": "x"}}]}]
 WORDS = [{"choices": [{"text": "x"}]}, {"choices": []}]
@@ -105,7 +106,47 @@ def test_requests_of_others_are_counted() -> None:
         'nas_assistant_requests_total{key="a",model="default",status="200"} 40.0\n'
         'nas_assistant_requests_total{key="b",model="default",status="503"} 2.0\n'
         'nas_assistant_requests_total{key="b",model="default",status="499"} 1.0\n'
+        'nas_assistant_requests_total{key="rollout",model="default",status="503"} 7.0\n'
         'nas_assistant_requests_created{key="b",model="default",status="500"} 1.7e+09\n'
+        'nas_assistant_refused_total{reason="full"} 3.0\n'
+        'nas_assistant_refused_total{reason="limited"} 90.0\n'
+        'nas_assistant_refused_total{reason="revoked"} 90.0\n'
+        'nas_assistant_refused_created{reason="full"} 1.7e+09\n'
     )
-    assert _probe.ended(text) == (43, 2)
+    assert _probe.ended(text) == (46, 5)
     assert _probe.ended("") == (0, 0)
+
+
+AT_HOME = '403: {"error": {"code": "model_not_allowed"}}'
+
+
+@pytest.mark.parametrize(
+    ("errors", "keys"),
+    [
+        ([], 1),
+        (["503: the engine does not start"], 1),  # the cloud is not asked in its place
+        ([AT_HOME, "503: "], 1),
+        ([AT_HOME, AT_HOME], 2),  # the default model is in the cloud
+    ],
+)
+def test_what_is_asked_stays_at_home_where_the_model_is(
+    monkeypatch: pytest.MonkeyPatch, errors: list[str], keys: int
+) -> None:
+    made: list[str] = []
+
+    def docker(command: list[str]) -> str:
+        made.extend([" ".join(command)] if "create" in command else [])
+        return "secret\n"
+
+    def questions(*_: object) -> _probe.Outcome:
+        return _probe.Outcome([0.2], errors if len(made) == 1 else [])
+
+    monkeypatch.setattr(_probe, "docker", docker)
+    monkeypatch.setattr(_probe, "until_known", lambda *_: None)
+    monkeypatch.setattr(_probe, "counted", lambda *_: (40, 2))
+    monkeypatch.setattr(_probe, "questions", questions)
+    asked = {"container": "x", "socket": "/none", "requests": 1, "tokens": 4, "watch": 0}
+    found = service_probe.look(asked)
+    assert ["--local-only" in each for each in made] == [True, False][:keys]
+    assert found["errors"] == (errors if keys == 1 else [])
+    assert (found["ended"], found["failed_requests"]) == (40, 2)

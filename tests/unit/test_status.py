@@ -21,6 +21,7 @@ COPY |= {"drill_success": NOW - 9, "old": 0}
 ROOM = {"mount": "/", "type": "ext4", "size": 100 * GIB, "free": 40 * GIB, "read_only": False}
 TANK = {"name": "tank", "kind": "btrfs", "missing": [], "errors": []}
 PACKAGES = {"fetched": NOW - DAY, "pending": ["dbus"], "security": 0, "reboot": []}
+PACKAGES |= {"upgraded": NOW - 9 * DAY}
 TLS = "/etc/nas-assistant/tls"
 
 
@@ -43,6 +44,7 @@ def nas(**more: Any) -> dict[str, Any]:
         "failed_units": [],
         "packages": PACKAGES,
         "kernel": "6.1.0",
+        "versions": {"Debian": "12.9", "Docker": "20.10.24", "Nginx": ""},
         "blind": [],
         **more,
     }
@@ -64,10 +66,16 @@ def test_a_nas_that_is_well() -> None:
         "snapshots of /tank/a": "24, the newest 30 min ago",
         "copy offsite": "1 d ago, 7 restore points",
         "drill of offsite": "9 s ago",
-        "packages": "1 to upgrade, as of 1 d ago",
+        "packages": "1 to upgrade, as of 1 d ago, the last upgrade 9 d ago",
     }
-    summary = {"models": "default, large", "free": "40 %", "copy": "1 d ago"}
-    assert status.status_summary(nas()) == summary | {"packages": "1"}
+    assert status.status_summary(nas()) == {
+        "models": "default, large",
+        "free": "40 %",
+        "copy": "1 d ago",
+        "packages": "1",
+        "upgraded": "9 d ago",
+        "versions": "Debian 12.9, Docker 20.10.24, assistant 0.1.0",
+    }
 
 
 SERVER = f"{TLS}/server.crt"
@@ -180,6 +188,24 @@ def test_what_is_not_well_comes_first_with_a_remedy(
     lines = status.status_lines({"host": "nas1", "verdict": expected, "findings": [first]})
     assert lines[0] == f"nas1: {expected}"
     assert first["remedy"] in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("file", "check", "remedy"),
+    [
+        ("server.crt", "certificate", "run nas.assistant.proxy, which makes a new one"),
+        ("member.crt", "certificate member", "run nas.assistant.proxy, which makes a new one"),
+        ("acme.pem", "certificate acme", "certbot renew"),
+        ("own.pem", "certificate own", "where proxy_certificate says"),
+        ("ca.crt", "certificate ca", "not ca.key"),
+    ],
+)
+def test_each_certificate_has_its_own_remedy(file: str, check: str, remedy: str) -> None:
+    for expires in (0, NOW - DAY, NOW + DAY):
+        found = nas(certificates=[{"path": f"{TLS}/{file}", "expires": expires}])
+        first = status.status_findings(found)[0]
+        assert first["check"] == check
+        assert remedy in first["remedy"]
 
 
 @pytest.mark.parametrize(

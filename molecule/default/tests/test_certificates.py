@@ -246,6 +246,24 @@ def test_what_the_server_does_not_find_here_is_said(
     assert served(address, acme.roots, NAME)["serialNumber"] == before
 
 
+def test_all_that_clients_may_call_it_is_in_the_certificate(
+    address: str, credentials: Path, nas_name: str, playbook: Playbook
+) -> None:
+    """The name that is announced, and the addresses that the inventory gives."""
+    interface = {"name": "eth0", "ipv4": {"addresses": ["192.0.2.77/24"]}}
+    interface["ipv6"] = {"addresses": ["2001:db8::77/64"]}
+    wish = {"network_mdns": {"enabled": True, "name": "tank"}, "network_interfaces": [interface]}
+    done = playbook("proxy", **wish)
+    assert done.returncode == 0, done.stdout
+    handed = credentials / f"{nas_name}.crt"
+    found = dict(served(address, handed, "tank.local"))["subjectAltName"]
+    assert ("DNS", "tank.local") in found
+    addresses = {name for kind, name in found if kind == "IP Address"}
+    assert addresses == {address, "192.0.2.77", "2001:DB8:0:0:0:0:0:77"}
+    page = httpx.get(f"http://{address}/trust/", trust_env=False).text
+    assert '<a href="https://tank.local/">' in page
+
+
 def test_the_owners_own_certificate(
     host: Host, address: str, playbook: Playbook, tmp_path: Path
 ) -> None:

@@ -22,6 +22,9 @@ PORT = 8443
 TLS = "/etc/nas-assistant/tls"
 MINE = ("member.crt", "member.key")
 DRAINED = "/run/nas-assistant-drained"
+# What a client could write, of who it is.
+FORGED = {"X-Forwarded-For": "192.0.2.7", "X-Real-IP": "192.0.2.7", "Forwarded": "for=192.0.2.7"}
+AWAY6 = "2001:db8::5"
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
@@ -66,10 +69,32 @@ def test_clients_trust_the_ca_and_are_answered_through_the_pool(
         for path in ("/", "/readyz"):
             own = client.get(path)
             assert (own.status_code, own.headers.get("x-nas")) == (200, None)
-        for path in ("/admin", "/admin/status", "/metrics"):
-            away = client.get(path)
-            assert (away.status_code, away.json()["error"]["code"]) == (403, "not_at_home")
+        for path in ("/admin", "/admin/status", "/metrics", "/trust/", "/trust/nas.crt"):
+            for more in ({}, FORGED):
+                away = client.get(path, headers=more)
+                assert (away.status_code, away.json()["error"]["code"]) == (403, "not_at_home")
         assert client.get("/v1/models", headers={"Authorization": "x"}).status_code == 401
+    # Nor by HTTP, by which those at home may see how to trust it.
+    plain = httpx.get(f"http://{address}/trust/", headers=FORGED, trust_env=False)
+    assert (plain.status_code, plain.json()["error"]["code"]) == (403, "not_at_home")
+
+
+def test_what_is_for_those_at_home_is_so_over_ipv6(host: Host, address: str) -> None:
+    """The NAS itself may see it, by an address that stands for no other machine."""
+
+    def ask(at: str, path: str) -> str:
+        head = f"GET {path} HTTP/1.1\\r\\nHost: {address}\\r\\nConnection: close\\r\\n\\r\\n"
+        client = f"openssl s_client -quiet -connect [{at}]:443"
+        return str(host.run(f"printf '{head}' | {client} 2>/dev/null").stdout).partition("\r")[0]
+
+    switch = "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0"
+    host.check_output(f"{switch} && ip address add {AWAY6}/128 dev lo")
+    try:
+        for path in ("/admin", "/trust/"):
+            assert ask("::1", path) == "HTTP/1.1 200 OK"
+            assert ask(AWAY6, path) == "HTTP/1.1 403 Forbidden"
+    finally:
+        host.check_output(f"ip address del {AWAY6}/128 dev lo")
 
 
 def test_only_members_may_ask(host: Host, address: str, nas_name: str) -> None:

@@ -79,6 +79,27 @@ def test_a_metric_says_when_the_certificate_ends(host: Host, certificate: Path) 
     assert host.check_output(runs) == before != "0"
 
 
+def test_a_certificate_that_nginx_could_not_take_is_taken_later(host: Host) -> None:
+    """And is seen until then. As one that is renewed while another site is broken."""
+    other, certificate = "/etc/nginx/conf.d/a-broken.conf", "/etc/nas-assistant/tls/server.crt"
+    run = "systemctl start nas-assistant-certificate.service"
+    loaded = "/run/nas-assistant/loaded/nginx.service"
+    newer = f"find {certificate} -newer {loaded}"
+    # None is there after a restart.
+    host.check_output(f"mkdir -p {loaded.rpartition('/')[0]} && touch {loaded} && sleep 0.1")
+    host.check_output(f"touch {certificate} && echo broken > {other}")
+    try:
+        assert host.check_output(newer)
+        assert host.run(run).rc != 0
+        assert host.check_output(newer)
+    finally:
+        host.check_output(f"rm {other}")
+    before = host.check_output("pgrep --parent $(cat /run/nginx.pid) | sort")
+    host.check_output(f"{run} && sleep 1")
+    assert not host.check_output(newer)
+    assert host.check_output("pgrep --parent $(cat /run/nginx.pid) | sort") != before
+
+
 def test_those_at_home_may_see_the_admin_page(client: httpx.Client) -> None:
     assert client.get("/admin").status_code == 200
     assert "nas_assistant_requests" in client.get("/metrics").text
@@ -218,3 +239,9 @@ def test_a_page_says_how_to_trust_it(address: str, client: httpx.Client, certifi
     der = ssl.PEM_cert_to_DER_cert(certificate.read_text())
     digest = hashlib.sha256(der).hexdigest().upper()
     assert ":".join(digest[at : at + 2] for at in range(0, 64, 2)) in page.text
+    # By what leads to it: nobody announces its name here.
+    assert f'<a href="https://{address}/">' in page.text
+    # Who takes a CA's certificate alone is told that this is none.
+    assert "issuer: ca" in page.text
+    for each in ("Firefox", "iPhone", "Android"):
+        assert f"<th>{each}" not in page.text

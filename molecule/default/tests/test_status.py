@@ -19,6 +19,9 @@ Playbook = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 REPORTS = ROOT / ".lab/molecule/status"
 UNIT = "will-fail"
+# Another site, which is the default one and wants another name.
+OTHER_SITE = "/etc/nginx/conf.d/a-first.conf"
+OTHER = "server { listen 443 ssl default_server; ssl_reject_handshake on; server_name other; }"
 
 
 def report(folder: Path, nas: str) -> dict[str, Any]:
@@ -43,10 +46,24 @@ def test_the_report_is_of_this_nas(playbook: Playbook, host: Host, nas_name: str
     assert 300 * 86400 < certificate["expires"] - time.time() < 366 * 86400
     assert abs(found["now"] - time.time()) < 600
     assert found["packages"]["fetched"] > time.time() - 86400
+    assert found["versions"]["Debian"] == host.file("/etc/debian_version").content_string.strip()
+    assert found["versions"]["Docker"][0].isdigit()
+    assert found["versions"]["Nginx"][0].isdigit()
     page = (REPORTS / "index.html").read_text()
     assert f'<a href="#{nas_name}">' in page
+    assert f"<td>{told['summary']['versions']}</td>" in page
     for each in told["findings"]:
         assert f"<td>{each['value']}</td>" in page.replace("&#39;", "'")
+
+
+def test_the_front_is_asked_by_its_name(playbook: Playbook, host: Host, nas_name: str) -> None:
+    host.check_output(f"echo '{OTHER}' > {OTHER_SITE} && systemctl reload nginx && sleep 1")
+    try:
+        done = playbook("status")
+    finally:
+        host.check_output(f"rm {OTHER_SITE} && systemctl reload nginx")
+    assert done.returncode == 0, done.stdout
+    assert report(REPORTS, nas_name)["found"]["front"]["status"] == 200
 
 
 def test_what_is_wrong_is_said_and_may_fail_the_run(

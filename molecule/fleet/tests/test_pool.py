@@ -9,10 +9,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
 from conftest import Load
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from site_lab import Lab
 
 from lab import docker
@@ -21,6 +27,8 @@ Loading = Callable[[], contextlib.AbstractContextManager[Load]]
 Play = Callable[..., subprocess.CompletedProcess[str]]
 COUNT = {"messages": [{"role": "user", "content": "Count from 1 to 300."}], "max_tokens": 300}
 DRAINED = "/run/nas-assistant-drained"
+TLS = "/etc/nas-assistant/tls"
+MEMBER = "member.nas-assistant.internal"
 SOCKET = "/var/lib/nas-assistant/run/gateway.sock"
 READY = (
     "docker",
@@ -162,7 +170,68 @@ def test_the_backup_answers_when_nobody_else_can(lab: Lab, under_load: Loading) 
         for host in lab.hosts[:2]:
             lab.on(host, f"rm {DRAINED}")
     assert not load.failed
-    assert load.by["nas3"]
+    # Also what two others had refused first.
+    assert set(load.by) == {"nas3"}
+
+
+def test_connections_that_nobody_takes(lab: Lab, under_load: Loading) -> None:
+    """Whom the front asks says nothing at all, its own NAS neither; its assistant is there."""
+    rules = "add table inet cut; add chain inet cut out { type filter hook output priority 0; }"
+    rules += "; add rule inet cut out tcp dport 8443 drop"
+    container = lab.hosts[0]["container"]
+    docker.execute(container, "nft", rules)
+    try:
+        with under_load() as load:
+            time.sleep(10)
+    finally:
+        docker.execute(container, "nft", "delete table inet cut")
+    assert not load.failed
+    assert set(load.by) == {"last resort"}
+    assert load.slowest < 30
+
+
+def member(credentials: Path, wrong: str) -> dict[str, bytes]:
+    """Key and certificate of a member as the role makes them, but for one thing that is wrong."""
+    ca = x509.load_pem_x509_certificate((credentials / "ca.crt").read_bytes())
+    signer = serialization.load_pem_private_key((credentials / "ca.key").read_bytes(), None)
+    signer = ec.generate_private_key(ec.SECP256R1()) if wrong == "CA" else signer
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nas2")])
+    name = x509.DNSName("other.nas-assistant.internal" if wrong == "name" else MEMBER)
+    end = datetime.now(UTC) + timedelta(days=-1 if wrong == "time" else 9)
+    usage = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    made = (
+        x509.CertificateBuilder(ca.subject, subject, key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(end - timedelta(days=20))
+        .not_valid_after(end)
+        .add_extension(x509.SubjectAlternativeName([name]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return {
+        "member.key": key.private_bytes(serialization.Encoding.PEM, *plain),
+        "member.crt": made.public_bytes(serialization.Encoding.PEM),
+    }
+
+
+@pytest.mark.parametrize("wrong", ["", "time", "name", "CA"])
+def test_who_is_no_member_is_asked_nothing(lab: Lab, under_load: Loading, wrong: str) -> None:
+    """An expired certificate, one for another name, one of another CA; and one that is well."""
+    nas = lab.hosts[1]
+    lab.on(nas, f"cp -a {TLS}/member.key {TLS}/member.crt /root/")
+    try:
+        for file, pem in member(lab.folder / "credentials", wrong).items():
+            lab.on(nas, f"echo '{pem.decode()}' > {TLS}/{file}")
+        lab.on(nas, "systemctl reload nginx")
+        with under_load() as load:
+            time.sleep(4)
+    finally:
+        lab.on(nas, f"mv /root/member.key /root/member.crt {TLS}/; systemctl reload nginx")
+    assert not load.failed
+    assert bool(load.by["nas2"]) is not bool(wrong)
 
 
 def test_all_are_away_for_a_moment(lab: Lab, under_load: Loading) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -157,28 +158,77 @@ def test_a_nas_that_is_away_stops_it_before_it_begins(lab: Lab, play: Play) -> N
     assert queues(lab)[:2] == ["32", "32"]
 
 
-def test_one_that_is_killed_ends_right_when_it_runs_again(
-    lab: Lab, under_load: Loading, play: Play, slow: dict[str, str]
-) -> None:
-    wish = {"assistant_server": {"queue": 31}, "rollout_gate": GATE}
-    arguments = ("--extra-vars", json.dumps(wish))
-    before = containers(lab)
-    with under_load() as load:
+@contextlib.contextmanager
+def rolling(
+    lab: Lab, log: Path, wish: dict[str, Any], reached: Callable[[], bool]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A rollout that has come to a point of the canary; in the end it is killed if it goes on."""
+    with log.open("wb") as stream:
         controller = subprocess.Popen(
-            lab.command(*arguments, playbook="rollout"),
+            lab.command("--extra-vars", json.dumps(wish), playbook="rollout"),
             cwd=ROOT,
-            stdout=subprocess.DEVNULL,
+            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0"},
+            stdout=stream,
             start_new_session=True,
         )
+    try:
+        deadline = time.monotonic() + 240
+        while not reached():
+            assert time.monotonic() < deadline
+            assert controller.poll() is None
+            time.sleep(0.5)
+        yield controller
+    finally:
+        kill(controller)
+
+
+def test_one_that_is_killed_before_it_changed_anything(
+    lab: Lab, play: Play, tmp_path: Path
+) -> None:
+    """The mark that it left is not taken for somebody's: the NAS goes back into the pool."""
+    before = containers(lab)
+    asks_long = {"rollout_gate": {"requests": 100}}
+    with rolling(lab, tmp_path / "log", asks_long, lambda: "drained" in lab.on(lab.hosts[0], LEFT)):
+        pass
+    assert "release.json" in lab.on(lab.hosts[0], LEFT)
+    assert containers(lab) == before
+    worked(play("rollout", rollout_gate=GATE))
+    assert containers(lab) == before
+
+
+def test_a_canary_that_is_lost(lab: Lab, play: Play, tmp_path: Path) -> None:
+    """Nobody is left to say how it ended, so what to do was said before."""
+    before, log = containers(lab), tmp_path / "log"
+    wish = {"assistant_server": {"queue": 31}, "rollout_gate": GATE}
+    container = lab.hosts[0]["container"]
+    with rolling(lab, log, wish, lambda: "Bring it back" in log.read_text()) as controller:
+        docker.docker("stop", container)
         try:
-            deadline = time.monotonic() + 240
-            # The configuration of the canary is the new one, and what runs there is not yet.
-            while queues(lab)[0] == "32":
-                assert time.monotonic() < deadline
-                assert controller.poll() is None
-                time.sleep(0.5)
+            assert controller.wait(timeout=300) != 0
         finally:
-            kill(controller)
+            docker.docker("start", container)
+    text = " ".join(log.read_text().split())
+    assert "Now nas1 is changed. Should the run end without a word" in text
+    assert "run nas.assistant.rollout again" in text
+    deadline = time.monotonic() + 120
+    while docker.execute(container, "docker", "info", check=False).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert queues(lab)[1:] == ["32", "32"]
+    worked(play("rollout", rollout_gate=GATE))
+    assert containers(lab) == before
+    assert queues(lab) == ["32", "32", "32"]
+
+
+def test_one_that_is_killed_ends_right_when_it_runs_again(
+    lab: Lab, under_load: Loading, play: Play, slow: dict[str, str], tmp_path: Path
+) -> None:
+    wish = {"assistant_server": {"queue": 31}, "rollout_gate": GATE}
+    before = containers(lab)
+    with under_load() as load:
+        # The configuration of the canary is the new one, and what runs there is not yet.
+        with rolling(lab, tmp_path / "log", wish, lambda: queues(lab)[0] != "32"):
+            pass
         assert "release.json" in lab.on(lab.hosts[0], LEFT)
         # One that fails now brings back what was before the first of them.
         text = said(play("rollout", **wish, assistant_image=slow))
