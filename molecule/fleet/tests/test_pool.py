@@ -217,15 +217,27 @@ def member(credentials: Path, wrong: str) -> dict[str, bytes]:
     }
 
 
+def served(lab: Lab, address: str) -> str:
+    """The certificate that a NAS shows to the front."""
+    ask = f"import ssl; print(ssl.get_server_certificate(('{address}', 8443)))"
+    return lab.on(lab.hosts[0], f'python3 -c "{ask}"')
+
+
 @pytest.mark.parametrize("wrong", ["", "time", "name", "CA"])
 def test_who_is_no_member_is_asked_nothing(lab: Lab, under_load: Loading, wrong: str) -> None:
     """An expired certificate, one for another name, one of another CA; and one that is well."""
     nas = lab.hosts[1]
     lab.on(nas, f"cp -a {TLS}/member.key {TLS}/member.crt /root/")
     try:
-        for file, pem in member(lab.folder / "credentials", wrong).items():
+        made = member(lab.folder / "credentials", wrong)
+        for file, pem in made.items():
             lab.on(nas, f"echo '{pem.decode()}' > {TLS}/{file}")
         lab.on(nas, "systemctl reload nginx")
+        # The workers of before go on for a moment.
+        deadline = time.monotonic() + 60
+        while served(lab, nas["ssh_host"]) != made["member.crt"].decode().strip():
+            assert time.monotonic() < deadline
+        time.sleep(2)
         with under_load() as load:
             time.sleep(4)
     finally:

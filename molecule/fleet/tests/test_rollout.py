@@ -158,6 +158,10 @@ def test_a_nas_that_is_away_stops_it_before_it_begins(lab: Lab, play: Play) -> N
     assert queues(lab)[:2] == ["32", "32"]
 
 
+def one_line(log: Path) -> str:
+    return " ".join(log.read_text().split())
+
+
 @contextlib.contextmanager
 def rolling(
     lab: Lab, log: Path, wish: dict[str, Any], reached: Callable[[], bool]
@@ -201,13 +205,13 @@ def test_a_canary_that_is_lost(lab: Lab, play: Play, tmp_path: Path) -> None:
     before, log = containers(lab), tmp_path / "log"
     wish = {"assistant_server": {"queue": 31}, "rollout_gate": GATE}
     container = lab.hosts[0]["container"]
-    with rolling(lab, log, wish, lambda: "Bring it back" in log.read_text()) as controller:
+    with rolling(lab, log, wish, lambda: "Bring it back" in one_line(log)) as controller:
         docker.docker("stop", container)
         try:
             assert controller.wait(timeout=300) != 0
         finally:
             docker.docker("start", container)
-    text = " ".join(log.read_text().split())
+    text = one_line(log)
     assert "Now nas1 is changed. Should the run end without a word" in text
     assert "run nas.assistant.rollout again" in text
     deadline = time.monotonic() + 120
