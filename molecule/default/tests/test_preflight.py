@@ -58,7 +58,8 @@ def test_the_page_has_all_that_were_asked(
     (tmp_path / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
     lab = yaml.safe_load((INVENTORY / "lab.yml").read_text())["nas"]
     one = lab["hosts"][nas_name]
-    hosts = {"first": one, "second": one, "away": {**one, "ansible_port": 9}, "before": one}
+    away = {**one, "ansible_host": "127.0.0.9", "ansible_port": 9}
+    hosts = {"first": one, "second": one, "away": away, "before": one}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"nas": {**lab, "hosts": hosts}}))
     reports = tmp_path / "reports"
     into = ("--extra-vars", f"preflight_report_dir={reports}")
