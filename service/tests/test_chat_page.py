@@ -241,9 +241,14 @@ def test_no_input_takes_long(render: Callable[[str], Any]) -> None:
         f"return {json.dumps(cases)}.map(([before, piece, after]) => {{"
         "  target = document.createElement('div');"
         "  const text = before + piece.repeat(200_000 / piece.length) + after;"
-        "  const started = performance.now();"
-        "  render(target, text);"
-        "  return performance.now() - started;"
+        "  let best = Infinity;"
+        # The machine may be busy with something else.
+        "  for (let tries = 0; tries < 3 && best > 1000; tries++) {"
+        "    const started = performance.now();"
+        "    render(target, text);"
+        "    best = Math.min(best, performance.now() - started);"
+        "  }"
+        "  return best;"
         "});"
     )
     assert not [(case, ms) for case, ms in zip(cases, times, strict=True) if ms > 1000]
