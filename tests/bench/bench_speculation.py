@@ -126,16 +126,22 @@ async def bench(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measure, print, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def arguments(doc: str, rounds: int, tokens: int) -> argparse.Namespace:
+    """What the command line says to a bench of one model that ``doc`` describes."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("model", type=Path, help="a GGUF file")
     parser.add_argument("output", type=Path, help="where the result goes, as JSON")
     parser.add_argument("--engine", choices=("wheel", "source"), default="wheel")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=56, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--tokens", type=int, default=tokens, help="of each answer")
     options = parser.parse_args()
     options.model = options.model.resolve()
+    return options
+
+
+def main() -> None:
+    """Measure, print, and write the result."""
+    options = arguments(__doc__, rounds=6, tokens=56)
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         result = asyncio.run(bench(Path(folder), options))
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

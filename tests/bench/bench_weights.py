@@ -26,14 +26,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench_speculation import ASKED, configuration, memory_mib
+from bench_speculation import ASKED, arguments, configuration, memory_mib
 
-from nas_assistant.addresses import UnixAddress
 from nas_assistant.checks import CheckedModel, check_start
 from nas_assistant.engine_process import EngineProcess
-from nas_assistant.local_http import request
 from nas_assistant.settings import Settings
-from nas_assistant.tune import timings_of
+from nas_assistant.tune import ask, timings_of
 
 # MIT, by llama.cpp's own authors: reads and writes the format, and quantizes to its plain types.
 GGUF = "gguf==0.19.0"
@@ -88,16 +86,6 @@ def made(model: Path, folder: Path) -> dict[str, Path]:
         else:
             shutil.copyfile(model, found[name])
     return found
-
-
-def ask(engine: EngineProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """One answer of the engine's own API."""
-    head = {"Authorization": f"Bearer {engine.backend.api_key}", "Content-Type": "application/json"}
-    at = UnixAddress(engine.backend.socket)
-    status, answer = request(at, "POST", path, json.dumps(body).encode(), head, 120)
-    if status != 200:
-        raise RuntimeError(f"{path}: {status} {answer[:200]!r}")
-    return dict(json.loads(answer))
 
 
 def surprises(engine: EngineProcess) -> list[float]:
@@ -155,14 +143,7 @@ async def bench(models: dict[str, Path], folder: Path, options: argparse.Namespa
 
 def main() -> None:
     """Measure, print, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("model", type=Path, help="a GGUF file")
-    parser.add_argument("output", type=Path, help="where the result goes, as JSON")
-    parser.add_argument("--engine", choices=("wheel", "source"), default="wheel")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=48, help="of each answer")
-    options = parser.parse_args()
-    options.model = options.model.resolve()
+    options = arguments(__doc__, rounds=7, tokens=48)
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         folder = Path(scratch)
         result = asyncio.run(bench(made(options.model, folder), folder, options))

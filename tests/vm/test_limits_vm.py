@@ -62,7 +62,6 @@ def test_what_takes_all_inside_ends_inside(lab: Lab, on: On) -> None:
     assert int(on(KILLS)) > kills
     assert "Memory cgroup out of memory: Killed" in on("journalctl -k -b -o cat -g 'Killed' -n 1")
     assert on(SERVICES) == before
-    assert int(on(f"cat {SCOPE}/memory.peak 2>/dev/null || echo 0")) <= 1 << 30
     answers(lab)
 
 

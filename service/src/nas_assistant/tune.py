@@ -7,9 +7,10 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nas_assistant.addresses import UnixAddress
 from nas_assistant.cgroup import usable_threads
@@ -105,15 +106,20 @@ def timings_of(process: EngineProcess, text: str, tokens: int) -> dict[str, floa
     writes on. Raises LocalHttpError.
     """
     body = {"prompt": text, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+    timings: dict[str, float] = ask(process, "/v1/completions", body)["timings"]
+    return timings
+
+
+def ask(process: EngineProcess, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """One answer of an engine's own API. Raises LocalHttpError."""
     status, answer = request(
         UnixAddress(process.backend.socket),
         "POST",
-        "/v1/completions",
+        path,
         json.dumps(body).encode(),
         {"Authorization": f"Bearer {process.backend.api_key}", "Content-Type": "application/json"},
         _SECONDS,
     )
     if status != 200:
         raise LocalHttpError(f"{status}: {answer[:200].decode('utf-8', 'replace')}")
-    timings: dict[str, float] = json.loads(answer)["timings"]
-    return timings
+    return dict(json.loads(answer))
