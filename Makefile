@@ -91,7 +91,7 @@ lint: setup ## Run the linters and the type checks
 	set -e; for part in "lab tests/lab" tests/unit tests/integration tests/full tests/vm tests/bench; do $(BIN)/mypy --strict $$part; done
 	$(BIN)/mypy --explicit-package-bases plugins
 	cd service && ../$(BIN)/mypy
-	$(IN_VENV) pytest --collect-only -qq tests/unit tests/lab tests/integration >/dev/null
+	@out=$$($(IN_VENV) pytest --collect-only -qq tests/unit tests/lab tests/integration) || { echo "$$out"; exit 1; }
 	@echo "make lint: done, nothing to mend"
 
 .PHONY: lock
