@@ -19,22 +19,19 @@ import json
 import math
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench_speculation import ASKED, arguments, configuration, memory_mib
+from gguf_files import Maker
 
 from nas_assistant.checks import CheckedModel, check_start
 from nas_assistant.engine_process import EngineProcess
 from nas_assistant.settings import Settings
 from nas_assistant.tune import ask, timings_of
 
-# MIT, by llama.cpp's own authors: reads and writes the format, and quantizes to its plain types.
-GGUF = "gguf==0.19.0"
 TEXT = Path(__file__).parents[2] / "docs/backup.md"
 LIKELIEST, WORDS = 4096, 384
 # Types of head and body; none leaves them as they are.
@@ -46,43 +43,14 @@ WISHES = {
     "all Q8_0": ("Q8_0", "Q8_0"),
 }
 
-# Run by a Python of its own, which has the package: model, target, types of head and body.
-_WRITE = """
-import sys
-import gguf
-from gguf import GGMLQuantizationType as Type, quants
-model, target, *types = sys.argv[1:]
-reader = gguf.GGUFReader(model)
-field = reader.get_field(gguf.Keys.General.ARCHITECTURE)
-writer = gguf.GGUFWriter(target, field.contents())
-for field in reader.fields.values():
-    if field.name.startswith("GGUF.") or field.name == gguf.Keys.General.ARCHITECTURE:
-        continue
-    kind, *of = field.types
-    writer.add_key_value(field.name, field.contents(), kind, sub_type=of[-1] if of else None)
-for tensor in reader.tensors:
-    wish = types[tensor.name not in ("token_embd.weight", "output.weight")]
-    kind, data = tensor.tensor_type, tensor.data
-    if wish and kind not in (Type.F32, Type[wish]):
-        data, kind = quants.quantize(quants.dequantize(data, kind), Type[wish]), Type[wish]
-    writer.add_tensor(tensor.name, data, raw_dtype=kind)
-writer.write_header_to_file()
-writer.write_kv_data_to_file()
-writer.write_tensors_to_file()
-writer.close()
-"""
-
 
 def made(model: Path, folder: Path) -> dict[str, Path]:
     """The model in each form."""
-    python = folder / "venv/bin/python"
-    subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", GGUF], check=True)
-    found = {}
+    maker, found = Maker(folder), {}
     for name, (head, body) in WISHES.items():
         found[name] = folder / f"{name.replace(' ', '-')}.gguf"
         if head or body:
-            subprocess.run([python, "-c", _WRITE, model, found[name], head, body], check=True)
+            maker.quantized(model, found[name], head, body)
         else:
             shutil.copyfile(model, found[name])
     return found
