@@ -24,6 +24,7 @@ from site_lab import Lab
 ROOT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "inventory")
 HELLO = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}
+COUNT = {"messages": [{"role": "user", "content": "Count from 1 to 300."}], "max_tokens": 300}
 
 
 @dataclass
@@ -98,6 +99,29 @@ def under_load(
                 thread.join()
 
     return asking
+
+
+@pytest.fixture(scope="session")
+def long_answer(connect: Callable[[], httpx.Client]) -> Callable[[], tuple[str, str]]:
+    """Return a function that has an answer of 300 tokens streamed, and says who gave it, and how
+    it ended: whole, or cut short, of which the client is told or is not.
+    """
+
+    def stream() -> tuple[str, str]:
+        wish = COUNT | {"stream": True}
+        with (
+            connect() as client,
+            client.stream("POST", "/v1/chat/completions", json=wish) as answer,
+        ):
+            how = "cut short, and not told"
+            try:
+                for line in answer.iter_lines():
+                    how = "whole" if line == "data: [DONE]" else how
+            except httpx.HTTPError:
+                how = "told"
+            return answer.headers.get("x-nas", "last resort"), how
+
+    return stream
 
 
 @pytest.fixture(scope="session")

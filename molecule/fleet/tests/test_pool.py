@@ -9,10 +9,10 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from conftest import Load
 from cryptography import x509
@@ -25,7 +25,6 @@ from lab import docker
 
 Loading = Callable[[], contextlib.AbstractContextManager[Load]]
 Play = Callable[..., subprocess.CompletedProcess[str]]
-COUNT = {"messages": [{"role": "user", "content": "Count from 1 to 300."}], "max_tokens": 300}
 DRAINED = "/run/nas-assistant-drained"
 TLS = "/etc/nas-assistant/tls"
 MEMBER = "member.nas-assistant.internal"
@@ -261,33 +260,14 @@ def test_all_are_away_for_a_moment(lab: Lab, under_load: Loading) -> None:
 
 
 def test_answers_that_had_begun_are_lost_with_their_nas(
-    lab: Lab, connect: Callable[[], httpx.Client]
+    lab: Lab, long_answer: Callable[[], tuple[str, str]]
 ) -> None:
     """Those alone, and their clients are told."""
-    ended: list[tuple[str, str]] = []
-
-    def stream() -> None:
-        wish = COUNT | {"stream": True}
-        with (
-            connect() as client,
-            client.stream("POST", "/v1/chat/completions", json=wish) as answer,
-        ):
-            how = "cut short, and not told"
-            try:
-                for line in answer.iter_lines():
-                    how = "whole" if line == "data: [DONE]" else how
-            except httpx.HTTPError:
-                how = "told"
-            ended.append((answer.headers["x-nas"], how))
-
-    threads = [threading.Thread(target=stream) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    time.sleep(3)
-    docker.docker("kill", lab.hosts[1]["container"])
-    for thread in threads:
-        thread.join()
-    assert len(ended) == 8
+    with ThreadPoolExecutor(8) as threads:
+        answers = [threads.submit(long_answer) for _ in range(8)]
+        time.sleep(3)
+        docker.docker("kill", lab.hosts[1]["container"])
+        ended = [answer.result() for answer in answers]
     lost = [by for by, how in ended if how != "whole"]
     assert set(lost) == {"nas2"}
     assert {how for _, how in ended} == {"whole", "told"}

@@ -9,8 +9,10 @@ import contextlib
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +93,38 @@ def slow(release: Callable[..., dict[str, str]]) -> dict[str, str]:
     return release("slow", "USER root", patch, "USER 10001:10001")
 
 
+@contextlib.contextmanager
+def long_answers(ask: Callable[[], tuple[str, str]]) -> Iterator[None]:
+    """Two clients that have one long answer streamed after the other; each must come to its end."""
+    over = threading.Event()
+
+    def ask_on() -> list[tuple[str, str]]:
+        return list(iter(lambda: None if over.is_set() else ask(), None))
+
+    with ThreadPoolExecutor(2) as threads:
+        asking = [threads.submit(ask_on) for _ in range(2)]
+        try:
+            yield
+        finally:
+            over.set()
+    ended = [each for one in asking for each in one.result()]
+    assert {how for _, how in ended} == {"whole"}, ended
+
+
 def test_another_image_under_load(
-    lab: Lab, under_load: Loading, play: Play, release: Callable[..., dict[str, str]]
+    lab: Lab,
+    under_load: Loading,
+    play: Play,
+    release: Callable[..., dict[str, str]],
+    long_answer: Callable[[], tuple[str, str]],
 ) -> None:
+    """Each NAS ends what it had begun before it is changed."""
     before, other = containers(lab), release("rolled", "LABEL org.example.rolled=1")
-    with under_load() as load:
+    with under_load() as load, long_answers(long_answer):
         worked(play("rollout", assistant_image=other, rollout_gate=GATE))
     assert not load.failed
     assert {each.split()[1] for each in containers(lab)} == {other["name"]}
-    with under_load() as load:
+    with under_load() as load, long_answers(long_answer):
         worked(play("rollout", rollout_gate=GATE))
     assert not load.failed
     assert containers(lab) == before
