@@ -17,7 +17,7 @@ description:
     note of what was before. Here the file holds, as comments, the value that each parameter had.
   - What the kernel does not know or does not let be set is reported in RV(refused), and so is what
     a file that is read later gives another value, which is left to that. With O(strict), each is an
-    error.
+    error. A value that is none is a comment in the file, not something for the next boot.
   - Of C(vm.dirty_ratio) and C(vm.dirty_bytes) the kernel keeps one and makes the other 0, and so
     with C(vm.dirty_background_ratio) and C(vm.dirty_background_bytes). Here, the one that counted
     before is what comes back.
@@ -39,7 +39,8 @@ options:
     elements: str
     default: []
   state:
-    description: V(absent) removes the file and sets each parameter to what it was before.
+    description: V(absent) removes the file and sets each parameter to what it was before. What the
+      kernel does not take back is in RV(refused), and noted in the file until it does.
     type: str
     choices: [present, absent]
     default: present
@@ -82,6 +83,7 @@ refused:
 """
 
 import contextlib
+import errno
 import glob
 import os
 import re
@@ -97,6 +99,7 @@ FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/li
 NAME = re.compile(r"[a-zA-Z0-9_*@-]+([./][a-zA-Z0-9_*:@-]+)+")
 BEFORE = "# before: "
 HELD = "# in force: "
+REFUSED = "# refused: "
 HEAD = "# Written by nas.assistant.sysctl_set; the values before are what absent puts back.\n"
 # Of each pair the kernel keeps one: https://docs.kernel.org/admin-guide/sysctl/vm.html
 PAIRS = (
@@ -119,39 +122,59 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """Why the kernel does not have a value. ``invalid``: it is none, here as anywhere."""
+
+    reason: str
+    invalid: bool = False
+
+
+@dataclass(frozen=True)
 class Set:
-    """What the file says: the values, what was there before it was first written, and what the
-    kernel has of ours where it does not have the file's, as after a run that was cut off."""
+    """What the file says: the values, what was there before it was first written, what the kernel
+    has of ours where it does not have the file's, as after a run that was cut off, and values that
+    are none, which are not for the next boot."""
 
     values: dict[str, str]
     before: dict[str, str]
     held: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Set:
         """From the file's text; empty where there is none."""
-        values: dict[str, str] = {}
-        before: dict[str, str] = {}
-        held: dict[str, str] = {}
+        found = cls({}, {})
+        into = {BEFORE: found.before, HELD: found.held, REFUSED: found.refused}
         for line in text.splitlines():
-            mark = next((each for each in (BEFORE, HELD) if line.startswith(each)), "-")
-            into = {BEFORE: before, HELD: held}.get(mark, values)
+            mark = next((each for each in into if line.startswith(each)), "-")
             name, equals, value = line.removeprefix(mark).partition(" = ")
             if equals:
-                into[name] = value
-        return cls(values, before, held)
+                into.get(mark, found.values)[name] = value
+        return found
+
+    def of(self, name: str) -> tuple[str | None, str | None]:
+        """What the kernel has of a parameter where nobody else has set it since."""
+        return self.values.get(name), self.held.get(name)
+
+    def replaced(self, noted: str) -> str:
+        """The parameter of ours that took the place of one that is noted: itself or its partner."""
+        ours = noted in self.values or noted in self.held
+        return noted if ours else PARTNER.get(noted, noted)
 
     def render(self) -> str:
-        """Return the file's text: each parameter, below it what was before."""
-        lines = []
+        """Return the file's text: each parameter, below it what was before; then the notes of those
+        that are no longer in it."""
+        lines, before, held = [], dict(self.before), dict(self.held)
         for name in sorted(self.values):
             # A minus: one that this kernel lacks is passed over at boot.
             lines.append(f"-{name} = {self.values[name]}")
-            noted = noted_name(name, self.before)
+            noted = noted_name(name, before)
             if noted:
-                lines.append(f"{BEFORE}{noted} = {self.before[noted]}")
-            if name in self.held:
-                lines.append(f"{HELD}{name} = {self.held[name]}")
+                lines.append(f"{BEFORE}{noted} = {before.pop(noted)}")
+            if name in held:
+                lines.append(f"{HELD}{name} = {held.pop(name)}")
+        for mark, notes in ((BEFORE, before), (HELD, held), (REFUSED, self.refused)):
+            lines += [f"{mark}{name} = {notes[name]}" for name in sorted(notes)]
         return HEAD + "\n".join(lines) + "\n"
 
 
@@ -202,7 +225,7 @@ def plan(
         noted = noted_name(name, old.before)
         if name in minimums and name in kernel:
             # What is not from this file is somebody else's, and may have been raised since.
-            ours = name in old.before and kernel[name] == old.values.get(name)
+            ours = name in old.before and kernel[name] in old.of(name)
             base = old.before[name] if ours else kernel[name]
             # Such a file would be overruled at the next boot.
             base = at_least(base, earlier.get(proc_path(name, ""), (base, ""))[0])
@@ -230,9 +253,8 @@ def returning(
     kept = {noted_name(name, old.before) for name in new.values}
     found = {}
     for noted, value in old.before.items():
-        name = noted if noted in old.values else PARTNER.get(noted, noted)
-        ours = (old.values.get(name), old.held.get(name))
-        if noted not in kept and kernel.get(name) in ours:
+        name = old.replaced(noted)
+        if noted not in kept and name in kernel and kernel[name] in old.of(name):
             found[noted] = elsewhere.get(proc_path(noted, ""), (value, ""))[0]
     return found
 
@@ -304,8 +326,8 @@ def read(names: list[str], root: str = PROC) -> Kernel:
     return kernel
 
 
-def write(name: str, value: str, root: str = PROC) -> str:
-    """Set a parameter and read it back; return why that did not work, or nothing."""
+def write(name: str, value: str, root: str = PROC) -> Refusal | None:
+    """Set a parameter and read it back; return why that did not work."""
     path = proc_path(name, root)
     try:
         with open(path, "w", encoding="ascii") as stream:
@@ -313,8 +335,10 @@ def write(name: str, value: str, root: str = PROC) -> str:
         with open(path, encoding="ascii") as stream:
             found = normal(stream.read())
     except OSError as error:
-        return f"{name} = {value}: the kernel refuses it ({error.strerror})"
-    return "" if found == value else f"{name} = {value}: the kernel made it {found}"
+        invalid = error.errno in (errno.EINVAL, errno.ERANGE)
+        return Refusal(f"{name} = {value}: the kernel refuses it ({error.strerror})", invalid)
+    made = f"{name} = {value}: the kernel made it {found}"
+    return None if found == value else Refusal(made)
 
 
 def checked(values: Mapping[str, object]) -> dict[str, str]:
@@ -363,45 +387,65 @@ def run(module: AnsibleModule) -> dict[str, object]:
         raise SysctlError(f"{'; '.join(refused.values())}. No parameter was changed")
     wanted = {name: value for name, value in wanted.items() if name not in decided}
     new = plan(wanted, minimums, old, kernel.values, earlier)
-    target = {**new.values, **returning(old, new, kernel.values, {**earlier, **later})}
+    back = returning(old, new, kernel.values, {**earlier, **later})
+    target = {**new.values, **back}
     differ = {
         name: value for name, value in target.items() if kernel.values.get(name, value) != value
     }
-    changes: dict[str, list[str]] = {}
+    undone = {name: kernel.values[old.replaced(name)] for name in back if name in differ}
     # What the kernel has of ours, until it takes what is wanted: a run may end in between.
     held = {
         name: kernel.values[name]
         for name in differ
-        if name in new.values and kernel.values[name] in (old.values.get(name), old.held.get(name))
+        if name in new.values and kernel.values[name] in old.of(name)
     }
-    on_the_way = "" if absent else Set(new.values, new.before, held).render()
+    bad = [name for name, value in new.values.items() if old.refused.get(name) == value]
+
+    def text_of(held: Mapping[str, str], bad: Collection[str], undone: Mapping[str, str]) -> str:
+        """The file: without the values that are none, with the notes of what is not back yet."""
+        values = {name: value for name, value in new.values.items() if name not in bad}
+        unset = {noted_name(name, new.before) for name in bad if name not in held}
+        before = {name: value for name, value in new.before.items() if name not in unset}
+        before |= {name: old.before[name] for name in undone}
+        holding = {**held, **{old.replaced(name): value for name, value in undone.items()}}
+        made = Set(values, before, holding, {name: new.values[name] for name in bad})
+        return "" if absent and not undone else made.render()
+
+    changes: dict[str, list[str]] = {}
+    on_the_way = text_of(held, bad, undone)
     # Where that is there already, the kernel refused it before.
-    text_new = "" if absent else on_the_way if on_the_way == text else new.render()
+    text_new = on_the_way if on_the_way == text else text_of({}, bad, {})
     if not module.check_mode:
         # The file first: it is what remembers the values before.
         if on_the_way != text and not absent:
             replace(path, on_the_way.encode(), 0, 0, 0o644)
+        bad = []
         for name, value in differ.items():
-            reason = write(name, value)
-            if reason:
-                refused[name] = reason
-            else:
-                changes[name] = [kernel.values[name], value]
+            refusal = write(name, value)
+            made = read([name]).values.get(name, "") if refusal else value
+            if refusal:
+                refused[name] = refusal.reason
+                bad += [name] if refusal.invalid and name in new.values else []
+            if made != kernel.values[name]:
+                changes[name] = [kernel.values[name], made]
+            if refusal and name in new.values and name in changes:
+                held[name] = made
         if module.params["strict"] and refused:
             _undo(path, text, differ, kernel.values)
             raise SysctlError(f"{'; '.join(refused.values())}. All is as it was before")
         held = {name: value for name, value in held.items() if name in refused}
-        text_new = "" if absent else Set(new.values, new.before, held).render()
-        if text_new != on_the_way and not absent:
+        undone = {name: value for name, value in undone.items() if name in refused}
+        text_new = text_of(held, bad, undone)
+        if text_new and text_new != (text if absent else on_the_way):
             replace(path, text_new.encode(), 0, 0, 0o644)
-        if text_new != text and absent:
+        elif text and not text_new:
             os.unlink(path)
     else:
         # Whether the kernel takes it shows only when tried, save where nothing can be written.
         changes = {
             name: [kernel.values[name], value]
             for name, value in differ.items()
-            if os.access(proc_path(name), os.W_OK)
+            if name not in bad and os.access(proc_path(name), os.W_OK)
         }
     shown = [{"before_header": path, "after_header": path, "before": text, "after": text_new}]
     for name, (was, now) in sorted(changes.items()):

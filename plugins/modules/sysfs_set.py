@@ -37,7 +37,8 @@ options:
     default: {}
   state:
     description: V(absent) removes the file and sets each value to what it was before. A device
-      that is gone is passed over.
+      that is gone is passed over; what the kernel does not take back is in RV(refused), and noted
+      in the file until it does.
     type: str
     choices: [present, absent]
     default: present
@@ -103,9 +104,10 @@ def parse_before(text: str) -> dict[str, str]:
 
 
 def render(content: str, before: Mapping[str, str]) -> str:
-    """Return the file's text: what is read at boot, then the values before."""
-    notes = "".join(f"{BEFORE}{path} = {before[path]}\n" for path in sorted(before))
-    return f"{content.rstrip()}\n{notes}"
+    """Return the file's text: what is read at boot, then the values before; empty where there is
+    neither."""
+    notes = [f"{BEFORE}{path} = {before[path]}" for path in sorted(before)]
+    return "".join(f"{line}\n" for line in [*filter(None, [content.rstrip()]), *notes])
 
 
 def lasting(path: str) -> str:
@@ -199,25 +201,32 @@ def run(module: AnsibleModule) -> dict[str, object]:
         for each, value in target.items()
         if now[each] is not None and not same(now[each], value)
     }
-    text = "" if absent else render(module.params["content"], {**away, **before})
+    content = "" if absent else module.params["content"]
+    kept = {} if absent else {**away, **before}
+    text = render(content, kept)
     # Until all is back that is no longer named: a run may end in between.
-    back = {lasting(each): value for each, value in noted.items() if each in differ}
-    on_the_way = "" if absent else render(module.params["content"], {**away, **back, **before})
+    back = {each: value for each, value in noted.items() if each in differ and each not in wanted}
+    on_the_way = render(content, {**kept, **{lasting(each): back[each] for each in back}})
+    if on_the_way == old:
+        text = old  # the kernel refused it before
     changes: dict[str, list[str | None]] = {}
     if not module.check_mode:
         # The file first: it is what remembers the values before.
         if on_the_way != old and not absent:
             replace(file, on_the_way.encode(), 0, 0, 0o644)
+        left: dict[str, str] = {}
         for each, value in sorted(differ.items()):
             reason = write(each, value)
             if reason:
                 refused.append(reason)
+                left |= {lasting(each): value} if each in back else {}
             else:
                 changes[each] = [now[each], value]
-        if text != old and absent:
-            os.unlink(file)
-        elif text != on_the_way:
+        text = render(content, {**kept, **left})
+        if text and text != (old if absent else on_the_way):
             replace(file, text.encode(), 0, 0, 0o644)
+        elif old and not text:
+            os.unlink(file)
     else:
         # Whether the kernel takes it shows only when tried, save where nothing can be written.
         changes = {

@@ -15,6 +15,7 @@ from ansible_collections.nas.assistant.plugins.modules.sysctl_set import (
     NAME,
     PARTNER,
     Kernel,
+    Refusal,
     Set,
     SysctlError,
     at_least,
@@ -187,31 +188,42 @@ def test_a_kernel_that_lacks_or_refuses(tmp_path: Path) -> None:
     kernel = read(["vm.good", "vm.none"], str(tmp_path))
     assert kernel.values == {"vm.good": "1 2"}
     assert kernel.refused == {"vm.none": "vm.none: this kernel has no such parameter"}
-    assert write("vm.good", "3 4", str(tmp_path)) == ""
-    assert "refuses" in write("vm", "3", str(tmp_path))
+    assert write("vm.good", "3 4", str(tmp_path)) is None
+    refusal = write("vm", "3", str(tmp_path))
+    assert refusal
+    assert "the kernel refuses it (Is a directory)" in refusal.reason
+    assert not refusal.invalid
+    # A file of the kernel's that any program may write, its own.
+    refusal = write("oom_score_adj", "banana", "/proc/self")
+    assert refusal
+    assert refusal.invalid
 
 
 class FakeKernel(dict[str, str]):
-    """Parameters; of ``broken`` ones it takes no other value. ``left`` writes, and the run is cut
-    off."""
+    """Parameters; of ``broken`` ones it takes no other value, of ``most`` none above it. Words are
+    no values. ``left`` writes, and the run is cut off."""
 
     def __init__(self, values: dict[str, str], broken: Sequence[str] = (), left: int = 99) -> None:
         super().__init__(values)
         self.broken, self.left = broken, left
+        self.most: dict[str, int] = {}
 
-    def write(self, name: str, value: str) -> str:
+    def write(self, name: str, value: str) -> Refusal | None:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
-        if name in self.broken:
-            return f"{name} = {value}: the kernel refuses it"
-        self[name] = value
-        return ""
+        if name in self.broken or not value.isdigit():
+            return Refusal(f"{name} = {value}: the kernel refuses it", not value.isdigit())
+        self[name] = str(min(int(value), self.most.get(name, int(value))))
+        made = Refusal(f"{name} = {value}: the kernel made it {self[name]}")
+        return None if self[name] == value else made
 
-    def run(self, file: Path, values: dict[str, object], **more: object) -> dict[str, object]:
+    def run(
+        self, file: Path, values: dict[str, object], check_mode: bool = False, **more: object
+    ) -> dict[str, object]:
         params = {"path": str(file), "values": values, "minimums": [], "strict": False}
         params |= {"state": "present" if values else "absent", **more}
-        module = SimpleNamespace(params=params, check_mode=False)
+        module = SimpleNamespace(params=params, check_mode=check_mode)
         with (
             mock.patch.object(sysctl_set, "write", self.write),
             mock.patch.object(
@@ -254,22 +266,74 @@ def test_a_change_that_was_cut_off_goes_back(tmp_path: Path) -> None:
     assert kernel == {"vm.a": "1", "vm.b": "1"}
 
 
+def test_what_the_kernel_made_of_a_value_is_ours(tmp_path: Path) -> None:
+    file = tmp_path / "99-ours.conf"
+    kernel = FakeKernel({"vm.nr_hugepages": "0"})
+    kernel.most["vm.nr_hugepages"] = 300
+    done = kernel.run(file, {"vm.nr_hugepages": 512})
+    assert done["changed_values"] == {"vm.nr_hugepages": ["0", "300"]}
+    assert done["refused"] == ["vm.nr_hugepages = 512: the kernel made it 300"]
+    again = kernel.run(file, {"vm.nr_hugepages": 512})
+    assert (again["changed"], again["refused"]) == (False, done["refused"])
+    kernel.run(file, {})
+    assert (kernel, file.exists()) == ({"vm.nr_hugepages": "0"}, False)
+
+
+@pytest.mark.parametrize("left", [{}, {"vm.other": 1}])
+def test_what_is_not_taken_back_is_remembered(tmp_path: Path, left: dict[str, object]) -> None:
+    """Also where the file has others still; until the kernel takes it."""
+    file = tmp_path / "99-ours.conf"
+    kernel = FakeKernel({"vm.swappiness": "60", "vm.other": "0", RATIO: "20", BYTES: "0"})
+    kernel.run(file, {"vm.swappiness": 10, RATIO: 5, **left})
+    kernel.broken = ["vm.swappiness", RATIO]
+    done = kernel.run(file, left)
+    assert done["changed"]
+    assert str(done["refused"]).count("the kernel refuses it") == 2
+    assert parse_file(file.read_text()) == {name.replace(".", "/"): "1" for name in left}
+    again = kernel.run(file, left)
+    assert (again["changed"], again["refused"]) == (False, done["refused"])
+    # Somebody else has set one of them meanwhile.
+    kernel.broken = []
+    kernel[RATIO] = "7"
+    assert kernel.run(file, left)["changed"]
+    assert (kernel["vm.swappiness"], kernel[RATIO]) == ("60", "7")
+    assert "vm.swappiness" not in (file.read_text() if left else "")
+    assert file.exists() == bool(left)
+
+
+def test_a_value_that_is_none_is_not_for_the_next_boot(tmp_path: Path) -> None:
+    file = tmp_path / "99-ours.conf"
+    kernel = FakeKernel({"vm.swappiness": "60", "vm.other": "0"})
+    done = kernel.run(file, {"vm.swappiness": "banana", "vm.other": 1})
+    assert done["refused"]
+    assert parse_file(file.read_text()) == {"vm/other": "1"}
+    for check_mode in (True, False):
+        again = kernel.run(file, {"vm.swappiness": "banana", "vm.other": 1}, check_mode)
+        assert (again["changed"], again["changed_values"]) == (False, {})
+    # One that was set before goes back to what it was before that.
+    kernel.run(file, {"vm.swappiness": 10, "vm.other": 1})
+    kernel.run(file, {"vm.swappiness": "banana", "vm.other": 1})
+    assert kernel["vm.swappiness"] == "10"
+    kernel.run(file, {})
+    assert (kernel["vm.swappiness"], kernel["vm.other"], file.exists()) == ("60", "0", False)
+
+
 @pytest.mark.parametrize("text", ["", "# somebody's\n-vm.swappiness = 60\n"])
 def test_strictly_all_goes_back(tmp_path: Path, text: str) -> None:
     """A kernel that makes another number of one: with that, nothing stays changed."""
     kernel = {"vm.dirty_bytes": "0", "vm.dirty_ratio": "20", "vm.swappiness": "60", "vm.odd": "1"}
     before = dict(kernel)
 
-    def set_it(name: str, value: str) -> str:
+    def set_it(name: str, value: str) -> Refusal | None:
         if name == "vm.odd" and value != "1":
             kernel[name] = "4096"
-            return "vm.odd = 5: the kernel made it 4096"
+            return Refusal("vm.odd = 5: the kernel made it 4096")
         if name in PARTNER:
             if value == "0":
-                return f"{name} = 0: the kernel refuses it"
+                return Refusal(f"{name} = 0: the kernel refuses it")
             kernel[PARTNER[name]] = "0"
         kernel[name] = value
-        return ""
+        return None
 
     def answer(names: Sequence[str]) -> Kernel:
         return Kernel({name: kernel[name] for name in names}, {})

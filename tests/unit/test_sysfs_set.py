@@ -106,6 +106,39 @@ def test_what_is_no_longer_named_is_known_until_it_is_back(
     assert parse_before(file.read_text()) == {"/sys/b": "none"}
 
 
+@pytest.mark.parametrize("wanted", [{}, {"/sys/b": "bfq"}])
+def test_what_is_not_taken_back_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, str]
+) -> None:
+    """What is read at boot does not have it any more."""
+    values = {"/sys/a": "128", "/sys/b": "none"}
+    file, taken = tmp_path / "rules", True
+
+    def run(wanted: dict[str, str], check_mode: bool = False) -> dict[str, object]:
+        params = {"path": str(file), "content": str(wanted), "values": wanted}
+        params["state"] = "present" if wanted else "absent"
+        return dict(sysfs_set.run(SimpleNamespace(params=params, check_mode=check_mode)))
+
+    def set_it(path: str, value: str) -> str:
+        values.update({path: value} if taken or path != "/sys/a" else {})
+        return "" if values[path] == value else f"{path} = {value}: the kernel refuses it"
+
+    monkeypatch.setattr(sysfs_set, "read", values.get)
+    monkeypatch.setattr(sysfs_set, "expand", lambda wanted: (dict(wanted), []))
+    monkeypatch.setattr(sysfs_set, "write", set_it)
+    run({"/sys/a": "2048", "/sys/b": "bfq"})
+    taken = False
+    assert run(wanted)["refused"] == ["/sys/a = 128: the kernel refuses it"]
+    assert "2048" not in file.read_text()
+    again = run(wanted)
+    assert (again["changed"], again["refused"]) == (False, ["/sys/a = 128: the kernel refuses it"])
+    taken = True
+    run(wanted)
+    assert values["/sys/a"] == "128"
+    assert "/sys/a" not in (file.read_text() if wanted else "")
+    assert file.exists() == bool(wanted)
+
+
 def test_a_disk_is_named_so_that_it_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = tmp_path / "sdx"
     disk.touch()
