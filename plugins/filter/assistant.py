@@ -14,6 +14,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._cpu import (
     for_the_assistant,
     parse_list,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._weights import cpu_weights, io_weight
 
 VARIABLE = "assistant_resources"
 AUTO = "auto"
@@ -211,6 +212,8 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "assistant_cpu_weight": lambda shares: cpu_weights(shares)[1],
+            "assistant_io_weight": io_weight,
             "assistant_key": assistant_key,
             "assistant_key_faults": assistant_key_faults,
             "assistant_limits": assistant_limits,

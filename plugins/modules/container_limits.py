@@ -29,6 +29,11 @@ options:
     description: What was asked for, as the filter C(nas.assistant.assistant_limits) gives it.
     type: dict
     required: true
+  slice:
+    description: The slice of systemd's that gives the container its weight among those that read
+      disks, under cgroups v2. What it has is not seen from inside, and read from outside.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -46,7 +51,6 @@ found:
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,6 +58,12 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
     DockerError,
     run as docker,
+)
+from ansible_collections.nas.assistant.plugins.module_utils._weights import (
+    cpu_weights,
+    heeded,
+    io_weight,
+    weight_of,
 )
 
 COMMAND = ["/opt/venv/bin/python", "-m", "nas_assistant", "limits"]
@@ -80,18 +90,6 @@ def differences(wish: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
         if not _same(name, value, found[name])
     ]
     return [*odd, *_cpu_odd(wish, found), *_ulimits_odd(wish, found), *_io_odd(wish, found)]
-
-
-def cpu_weights(shares: int) -> tuple[int, ...]:
-    """Return the weights that runtimes make of CPU shares (2 to 262144) under version 2.
-
-    First as before, in a straight line; then as runc does it from 1.3.2 and crun from 1.23 on, so
-    that 1024 stays what all have (https://github.com/opencontainers/runc/pull/4785).
-    """
-    line = 1 + (shares - 2) * 9999 // 262142
-    power = math.log2(shares)
-    curve = 10 ** ((power * power + 125 * power) / 612 - 7 / 34)
-    return line, math.ceil(round(curve, 6))
 
 
 def _cpu_odd(wish: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
@@ -128,14 +126,13 @@ def _io_odd(wish: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
     if weight is None:
         yield f"blkio_weight: asked for was {asked}, this kernel has none"
         return
-    expected = asked
-    # BFQ takes it as it is; this file has 1 to 10000, and runc and crun stretch it alike
-    # (https://github.com/opencontainers/cgroups/blob/main/utils.go).
-    if found.get("io_weight_file") == "io.weight":
-        expected = 1 + (asked - 10) * 9999 // 990
+    # BFQ takes it as it is; the other file has 1 to 10000.
+    expected = io_weight(asked) if found.get("io_weight_file") == "io.weight" else asked
     if weight != expected:
         scaled = "" if expected == asked else f", which is a weight of {expected}"
         yield f"blkio_weight: asked for was {asked}{scaled}, in force is {weight}"
+    elif not found.get("io_weight_heeded", True):
+        yield f"blkio_weight: asked for was {asked}, no disk of this NAS heeds it, as BFQ does"
 
 
 def _same(name: str, asked: Any, found: Any) -> bool:
@@ -160,6 +157,7 @@ def main() -> None:
         argument_spec={
             "container": {"type": "str", "required": True},
             "limits": {"type": "dict", "required": True},
+            "slice": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -173,6 +171,9 @@ def main() -> None:
             module.warn(f"{container}: its image cannot say what the kernel holds it to")
             module.exit_json(changed=False)
         module.fail_json(msg=str(error))
+    if module.params["slice"]:
+        file, weight = weight_of(module.params["slice"])
+        found |= {"io_weight_file": file, "io_weight": weight, "io_weight_heeded": heeded()}
     odd = [] if module.check_mode else differences(module.params["limits"], found)
     if odd:
         module.fail_json(

@@ -11,8 +11,13 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter.assistant import assistant_limits, spoken
-from ansible_collections.nas.assistant.plugins.modules.container_limits import (
+from ansible_collections.nas.assistant.plugins.module_utils._weights import (
     cpu_weights,
+    heeded,
+    io_weight,
+    weight_of,
+)
+from ansible_collections.nas.assistant.plugins.modules.container_limits import (
     differences,
 )
 
@@ -226,20 +231,18 @@ MUCH = "blkio_weight: asked for was 900"
             {"io_weight": 100, "io_weight_file": "io.bfq.weight"},
             [f"{MUCH}, in force is 100"],
         ),
-        # As runc's own test has it.
-        ({"blkio_weight": 750}, {"io_weight": 7475, "io_weight_file": "io.weight"}, []),
+        # As systemd stretches it.
+        ({"blkio_weight": 750}, {"io_weight": 7250, "io_weight_file": "io.weight"}, []),
+        ({"blkio_weight": 100}, {"io_weight": 100, "io_weight_file": "io.weight"}, []),
         (
             {"blkio_weight": 900},
             {"io_weight": 100, "io_weight_file": "io.weight"},
-            [f"{MUCH}, which is a weight of 8990, in force is 100"],
+            [f"{MUCH}, which is a weight of 8900, in force is 100"],
         ),
-        # What is the default of one file is none of the other's.
         (
-            {"blkio_weight": 100},
-            {"io_weight": 100, "io_weight_file": "io.weight"},
-            [
-                "blkio_weight: asked for was 100, which is a weight of 910, in force is 100",
-            ],
+            {"blkio_weight": 900},
+            {"io_weight": 900, "io_weight_file": "io.bfq.weight", "io_weight_heeded": False},
+            [f"{MUCH}, no disk of this NAS heeds it, as BFQ does"],
         ),
         ({"blkio_weight": 900}, {}, [f"{MUCH}, this kernel has none"]),
         ({"ulimits": {"nproc": -1}}, {}, []),
@@ -250,6 +253,36 @@ def test_weights_under_version_2(
 ) -> None:
     asked = assistant_limits({**DEFAULTS, **wish}, QUAD)
     assert differences(asked, {**in_force(2), **found}) == said
+
+
+@pytest.mark.parametrize(("asked", "weight"), [(10, 10), (100, 100), (500, 4500), (1000, 10000)])
+def test_weights_of_a_slice(asked: int, weight: int) -> None:
+    assert io_weight(asked) == weight
+
+
+def test_a_slice_is_read_from_outside(tmp_path: Path) -> None:
+    folder = tmp_path / "system.slice/system-nas_assistant.slice"
+    folder.mkdir(parents=True)
+    name = "system-nas_assistant.slice"
+    assert weight_of(name, str(tmp_path)) == ("", None)
+    (folder / "io.weight").write_text("default 4500\n8:0 200\n")
+    assert weight_of(name, str(tmp_path)) == ("io.weight", 4500)
+    (folder / "io.bfq.weight").write_text("default 500\n")
+    assert weight_of(name, str(tmp_path)) == ("io.bfq.weight", 500)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "cost", "expected"),
+    [
+        ("mq-deadline kyber [bfq] none", "", True),
+        ("[mq-deadline] bfq none", "8:0 enable=0 ctrl=auto", False),
+        ("[none] mq-deadline", "8:0 enable=0\n8:16 enable=1 ctrl=user", True),
+    ],
+)
+def test_who_heeds_weights(tmp_path: Path, scheduler: str, cost: str, expected: bool) -> None:
+    (tmp_path / "sda").write_text(scheduler)
+    (tmp_path / "io.cost.qos").write_text(cost)
+    assert heeded(str(tmp_path), f"{tmp_path}/sd*") == expected
 
 
 def test_an_older_image_reads_soft_limits_only() -> None:

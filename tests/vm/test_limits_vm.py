@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from site_lab import Lab, blank, check_answer, wait_for
+from site_lab import Lab, blank, check_answer, play, said, wait_for
 
 NAME = f"limits{os.getpid()}"
 PATIENCE = 900  # seconds; the model is warmed up on an emulated CPU, perhaps beside other work
 SCOPE = "/sys/fs/cgroup/system.slice/docker-$(docker inspect -f '{{.Id}}' nas-assistant).scope"
 SERVICES = "systemctl show ssh nginx docker --property=MainPID --value | xargs"
 HOG = "python3 -c 'taken = [bytearray(b\"x\" * (1 << 24)) for _ in iter(int, 1)]'"
+ENDED = "journalctl -k -b -o cat -g 'Out of memory: Killed' || true"
+SLICE = "/sys/fs/cgroup/system.slice/system-nas_assistant.slice"
 KILLS = f"sed -n 's/^oom_kill //p' {SCOPE}/memory.events"
 
 On = Callable[[str], str]
@@ -68,10 +71,27 @@ def test_what_takes_all_inside_ends_inside(lab: Lab, on: On) -> None:
 @pytest.mark.parametrize("how", ["timeout 600 {}; true", "systemd-run --quiet --wait {} || true"])
 def test_memory_that_runs_out_ends_one_program(lab: Lab, on: On, how: str) -> None:
     """Started by a session over SSH, which is sshd's own child, and as a service."""
-    before = on(SERVICES)
+    before, killed = on(SERVICES), on(ENDED).splitlines()
     on(how.format(HOG))
-    assert "(python3)" in on("journalctl -k -b -o cat -g 'Out of memory: Killed' -n 1")
+    (new,) = on(ENDED).splitlines()[len(killed) :]
+    assert "(python3)" in new
     assert on(SERVICES) == before
+    answers(lab)
+
+
+def change(lab: Lab, **resources: object) -> None:
+    extra = json.dumps({"assistant_resources": resources})
+    lab.site("--extra-vars", extra, playbook="assistant")
+
+
+def test_memory_is_worked_out(lab: Lab, on: On, seen: Callable[[], dict[str, object]]) -> None:
+    """Three fifths of what the NAS has, in steps of 64 MiB."""
+    change(lab, memory="auto")
+    (total,) = re.findall(r"^MemTotal: +(\d+) kB", on("cat /proc/meminfo"), re.MULTILINE)
+    limit = seen()["memory"]
+    assert isinstance(limit, int)
+    assert 0 <= int(total) * 1024 * 0.6 - limit < 64 << 20
+    assert on(f"cat {SCOPE}/memory.max") == str(limit)
     answers(lab)
 
 
@@ -87,9 +107,11 @@ def test_all_of_them_can_be_set(lab: Lab, on: On, seen: Callable[[], dict[str, o
         "pids": 200,
         "oom_score_adj": 400,
         "io_priority": 3,
+        "blkio_weight": 500,
         "ulimits": {"nofile": 2048, "stack": 16 << 20, "core": 0},
     }
-    lab.site("--extra-vars", json.dumps({"assistant_resources": wish}), playbook="assistant")
+    on("modprobe bfq && echo bfq >/sys/block/vda/queue/scheduler")
+    change(lab, **wish)
     limits = seen()
     assert (limits["memory"], limits["swap"]) == (900 << 20, 64 << 20)
     assert limits["memory_reservation"] == 256 << 20
@@ -98,4 +120,21 @@ def test_all_of_them_can_be_set(lab: Lab, on: On, seen: Callable[[], dict[str, o
     assert (limits["pids"], limits["oom_score_adj"], limits["io_priority"]) == (200, 400, 3)
     on("systemctl daemon-reload")
     assert seen() == limits
+    assert on(f"cat {SLICE}/io.bfq.weight") == "default 500"
+    assert int(on(f"cat {SLICE}/cpu.weight")) == 59
+    assert on(f"cat {SLICE}/memory.low") == str(256 << 20)
     answers(lab)
+
+
+def test_a_weight_that_is_given_up(lab: Lab, on: On) -> None:
+    """The container goes back to where the others are, and the slice is gone."""
+    change(lab)
+    assert on(f"cat {SCOPE}/memory.max") != ""
+    assert on("systemctl cat system-nas_assistant.slice 2>&1 || true").startswith("No files")
+    answers(lab)
+
+
+def test_a_weight_that_nobody_heeds_is_told(lab: Lab, on: On) -> None:
+    on("echo none >/sys/block/vda/queue/scheduler")
+    told = said(play(lab, "assistant", assistant_resources={"blkio_weight": 500}))
+    assert "no disk of this NAS heeds it, as BFQ does" in told
