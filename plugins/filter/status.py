@@ -30,6 +30,7 @@ LIMITS = {
 }
 DAY, HOUR, MINUTE = 86400, 3600, 60
 #: What renews a certificate, by its file. The others come with a run.
+RUN = "run nas.assistant.proxy --tags proxy_certificate"
 RENEW = {
     "acme": "see why it was not renewed (certbot renew, /var/log/letsencrypt/letsencrypt.log)",
     "own": "put a newer one where proxy_certificate says, and run nas.assistant.proxy",
@@ -39,13 +40,14 @@ RENEW = {
 
 
 def status_findings(
-    status: Mapping[str, Any], limits: Mapping[str, Any] | None = None
+    status: Mapping[str, Any], limits: Mapping[str, Any] | None = None, handed: str = ""
 ) -> list[Finding]:
     """Return what there is to say of a NAS, the worst first: ``bad``, ``warning``, ``note``,
     ``good``.
 
     :param status: the answer of ``nas.assistant.status_info``.
     :param limits: those that differ from ``LIMITS``.
+    :param handed: fingerprint of the NAS's certificate that its owner has, if any.
     :raises AnsibleFilterError: a limit is unknown, or is no number.
     """
     allowed = checked("status_limits", limits or {}, LIMITS)
@@ -53,7 +55,7 @@ def status_findings(
     judges: dict[str, Callable[[Any], Iterator[Finding]]] = {
         "assistant": lambda part: _assistant(part, now),
         "front": _front,
-        "certificates": lambda part: _certificates(part, now, allowed["certificate"]),
+        "certificates": lambda part: _certificates(part, now, allowed["certificate"], handed),
         "rooms": lambda part: _rooms(part, allowed),
         "drives": _drives,
         "pools": _pools,
@@ -149,14 +151,15 @@ def _front(found: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def _certificates(
-    certificates: Iterable[Mapping[str, Any]], now: int, least: float
+    certificates: Iterable[Mapping[str, Any]], now: int, least: float, handed: str
 ) -> Iterator[Finding]:
     for each in certificates:
         name = str(each["path"]).rpartition("/")[2].rpartition(".")[0]
         check = "certificate" if name == "server" else f"certificate {name}"
         left = (int(each["expires"]) - now) / DAY
         limit = f"{least:g} days"
-        renew = RENEW.get(name, "run nas.assistant.proxy, which makes a new one")
+        alone = name == "server" and each["own"]
+        renew = RENEW.get(name, f"{RUN}, which makes a new one")
         if not each["expires"]:
             reason = "clients cannot connect"
             yield finding(check, BAD, "it cannot be read", limit, reason, renew)
@@ -165,7 +168,14 @@ def _certificates(
             yield finding(check, BAD, f"expired {-left:.0f} days ago", limit, reason, renew)
         elif left < least:
             reason = "clients will refuse it then"
+            if alone:
+                renew += "; in the last days the NAS makes one by itself, which clients do not know"
             yield finding(check, WARNING, f"{left:.0f} days left", limit, reason, renew)
+        elif alone and handed and each["fingerprint"] != handed:
+            reason = "clients that trust that one refuse it"
+            remedy = f"{RUN}, which hands out the one that is there, and tell clients"
+            value = "another one than was handed out"
+            yield finding(check, WARNING, value, "the same", reason, remedy)
         else:
             yield finding(check, GOOD, f"{left:.0f} days left", limit)
 

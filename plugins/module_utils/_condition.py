@@ -94,10 +94,18 @@ def front(url: str) -> Found:
 
 
 def certificate(path: str) -> Found:
-    """Say when a certificate ends; 0 where it cannot be read."""
-    command = ["openssl", "x509", "-in", path, "-noout", "-enddate", "-dateopt", "iso_8601"]
-    said = answer(command, _PATIENCE)
-    return {"path": path, "expires": parse_enddate(said)}
+    """Say when a certificate ends, 0 where it cannot be read; whether it names itself as who made
+    it; and its SHA-256 fingerprint, in lower case.
+    """
+    asked = ["-enddate", "-dateopt", "iso_8601", "-subject", "-issuer", "-fingerprint", "-sha256"]
+    said = answer(["openssl", "x509", "-in", path, "-noout", *asked], _PATIENCE)
+    lines = dict(line.partition("=")[::2] for line in said.splitlines())
+    return {
+        "path": path,
+        "expires": parse_enddate(said),
+        "own": "subject" in lines and lines["subject"] == lines.get("issuer"),
+        "fingerprint": lines.get("sha256 Fingerprint", "").lower(),
+    }
 
 
 def parse_enddate(said: str) -> int:

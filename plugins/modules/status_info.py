@@ -79,7 +79,8 @@ front:
   type: dict
   returned: success
 certificates:
-  description: Each with C(path), and C(expires), 0 where it cannot be read.
+  description: Each with C(path); C(expires), 0 where it cannot be read; C(own), whether it signs
+    itself; and its C(fingerprint) (SHA-256).
   type: list
   elements: dict
   returned: success

@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ import pytest
 from ansible_collections.nas.assistant.plugins.filter import status
 from ansible_collections.nas.assistant.plugins.module_utils import _condition as condition
 from ansible_collections.nas.assistant.plugins.modules import status_info
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 UUID = "5f8e1c52-7f0e-4b53-9f0e-0c5a3f7c9d11"
 
@@ -30,6 +35,33 @@ def write(path: Path, text: str = "") -> None:
 )
 def test_the_end_of_a_certificate(said: str, seconds: int) -> None:
     assert condition.parse_enddate(said) == seconds
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_who_made_a_certificate(tmp_path: Path, own: bool) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    subject, other = (
+        x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]) for name in ("nas1", "CA")
+    )
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+    made = (
+        x509.CertificateBuilder(subject if own else other, subject, private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + timedelta(days=380))
+        .sign(private, hashes.SHA256())
+    )
+    path = tmp_path / "server.crt"
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    assert condition.certificate(str(path)) == {
+        "path": str(path),
+        "expires": int((begin + timedelta(days=380)).timestamp()),
+        "own": own,
+        "fingerprint": made.fingerprint(hashes.SHA256()).hex(":"),
+    }
+    path.write_text("damaged")
+    found = {"path": str(path), "expires": 0, "own": False, "fingerprint": ""}
+    assert condition.certificate(str(path)) == found
 
 
 def test_snapshots_of_each_volume(tmp_path: Path) -> None:

@@ -25,6 +25,16 @@ PACKAGES |= {"upgraded": NOW - 9 * DAY}
 TLS = "/etc/nas-assistant/tls"
 
 
+def certificate(file: str, days: int, own: bool = False) -> dict[str, Any]:
+    """One that is good for so many days."""
+    return {
+        "path": f"{TLS}/{file}",
+        "expires": NOW + days * DAY,
+        "own": own,
+        "fingerprint": "ab:cd",
+    }
+
+
 def nas(**more: Any) -> dict[str, Any]:
     """A NAS that is well; what differs takes the place of its parts."""
     return {
@@ -32,8 +42,8 @@ def nas(**more: Any) -> dict[str, Any]:
         "assistant": ASSISTANT,
         "front": {"url": "https://127.0.0.1/readyz", "status": 200, "reason": ""},
         "certificates": [
-            {"path": f"{TLS}/server.crt", "expires": NOW + 100 * DAY},
-            {"path": f"{TLS}/ca.crt", "expires": NOW + 900 * DAY},
+            certificate("server.crt", 100, own=True),
+            certificate("ca.crt", 900, own=True),
         ],
         "rooms": [ROOM],
         "drives": [{"name": "sda", "health": "good"}, {"name": "sdb", "health": ""}],
@@ -78,7 +88,6 @@ def test_a_nas_that_is_well() -> None:
     }
 
 
-SERVER = f"{TLS}/server.crt"
 ILL: list[tuple[dict[str, Any], str, str, str]] = [
     (
         {"assistant": ASSISTANT | {"state": "missing", "ready": False, "reason": "no socket"}},
@@ -100,14 +109,17 @@ ILL: list[tuple[dict[str, Any], str, str, str]] = [
     ({"front": {"status": 0, "reason": "refused"}}, "front", "bad", "refused"),
     ({"front": {"status": 404, "reason": ""}}, "front", "bad", "status 404"),
     (
-        {"certificates": [{"path": SERVER, "expires": NOW - 2 * DAY}]},
+        {"certificates": [certificate("server.crt", -2)]},
         *("certificate", "bad", "expired 2 days ago"),
     ),
     (
-        {"certificates": [{"path": f"{TLS}/member.crt", "expires": NOW + 5 * DAY}]},
+        {"certificates": [certificate("member.crt", 5)]},
         *("certificate member", "warning", "5 days left"),
     ),
-    ({"certificates": [{"path": SERVER, "expires": 0}]}, "certificate", "bad", "it cannot be read"),
+    (
+        {"certificates": [certificate("server.crt", 0) | {"expires": 0}]},
+        *("certificate", "bad", "it cannot be read"),
+    ),
     ({"rooms": [ROOM | {"free": 5 * GIB}]}, "room in /", "warning", "5 % free, 5.0 GiB"),
     ({"rooms": [ROOM | {"free": GIB}]}, "room in /", "bad", "1 % free, 1.0 GiB"),
     ({"rooms": [ROOM | {"read_only": True}]}, "room in /", "bad", "read-only ext4"),
@@ -193,8 +205,8 @@ def test_what_is_not_well_comes_first_with_a_remedy(
 @pytest.mark.parametrize(
     ("file", "check", "remedy"),
     [
-        ("server.crt", "certificate", "run nas.assistant.proxy, which makes a new one"),
-        ("member.crt", "certificate member", "run nas.assistant.proxy, which makes a new one"),
+        ("server.crt", "certificate", f"{status.RUN}, which makes a new one"),
+        ("member.crt", "certificate member", f"{status.RUN}, which makes a new one"),
         ("acme.pem", "certificate acme", "certbot renew"),
         ("own.pem", "certificate own", "where proxy_certificate says"),
         ("ca.crt", "certificate ca", "not ca.key"),
@@ -202,10 +214,41 @@ def test_what_is_not_well_comes_first_with_a_remedy(
 )
 def test_each_certificate_has_its_own_remedy(file: str, check: str, remedy: str) -> None:
     for expires in (0, NOW - DAY, NOW + DAY):
-        found = nas(certificates=[{"path": f"{TLS}/{file}", "expires": expires}])
+        found = nas(certificates=[certificate(file, 0) | {"expires": expires}])
         first = status.status_findings(found)[0]
         assert first["check"] == check
         assert remedy in first["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("own", "days", "handed", "value"),
+    [
+        (True, 358, "ab:cd", ""),
+        (True, 358, "12:34", "another one than was handed out"),
+        # None was handed to this machine, or clients know it by a CA.
+        (True, 358, "", ""),
+        (False, 358, "12:34", ""),
+        (True, 8, "12:34", "8 days left"),
+    ],
+)
+def test_one_that_the_nas_made_by_itself_is_to_be_handed_out(
+    own: bool, days: int, handed: str, value: str
+) -> None:
+    found = nas(certificates=[certificate("server.crt", days, own)])
+    first = status.status_findings(found, {}, handed)[0]
+    if value:
+        assert (first["check"], first["verdict"]) == ("certificate", "warning")
+        assert first["value"] == value
+        assert status.RUN in first["remedy"]
+    else:
+        assert first["verdict"] == "good"
+
+
+def test_who_lets_the_nas_renew_it_alone_is_told_what_that_means() -> None:
+    for own in (True, False):
+        found = nas(certificates=[certificate("server.crt", 8, own)])
+        remedy = status.status_findings(found)[0]["remedy"]
+        assert ("which clients do not know" in remedy) is own
 
 
 @pytest.mark.parametrize(
