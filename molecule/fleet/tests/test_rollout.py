@@ -125,9 +125,13 @@ def test_another_image_under_load(
     assert not load.failed
     assert {each.split()[1] for each in containers(lab)} == {other["name"]}
     with under_load() as load, long_answers(long_answer):
-        worked(play("rollout", rollout_gate=GATE))
+        # As if what all have left of their certificates were too little.
+        text = worked(play("rollout", rollout_gate=GATE, status_limits={"certificate": 3000}))
     assert not load.failed
     assert containers(lab) == before
+    for host in lab.hosts:
+        assert f"{host['name']}: certificate member: " in " ".join(text.split())
+    assert "run nas.assistant.proxy --tags proxy_certificate" in " ".join(text.split())
 
 
 def test_a_bad_release_is_stopped_at_the_canary(
