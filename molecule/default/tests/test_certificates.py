@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""Certificates that come from elsewhere: a real ACME server (pebble), and files of the owner."""
+"""Certificates that the NAS renews by itself, and those that come from elsewhere: a real ACME
+server (pebble), and files of the owner.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import LONG
+from conftest import LONG, ROOT
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -35,7 +37,10 @@ Playbook = Callable[..., subprocess.CompletedProcess[str]]
 Refused = Callable[[str, Sequence[dict[str, Any]]], list[str]]
 NAME, OTHER = "assistant.example.com", "chat.example.com"
 NOT_OURS = "elsewhere.example.com"  # the ACME server finds another machine by it
-PEM = "/etc/nas-assistant/tls/acme.pem"
+TLS = "/etc/nas-assistant/tls"
+PEM = f"{TLS}/acme.pem"
+TIMER = "nas-assistant-certificate"
+REPORTS = ROOT / ".lab/molecule/status"
 
 
 class Names(threading.Thread):
@@ -149,6 +154,37 @@ def as_before(playbook: Playbook) -> Iterator[None]:
     assert "changed=0" in playbook("proxy").stdout
 
 
+@contextlib.contextmanager
+def under_load(address: str, context: ssl.SSLContext, name: str) -> Iterator[None]:
+    """Two clients ask all the time meanwhile, and are always answered."""
+    statuses: list[int | str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(verify=context, trust_env=False, base_url=f"https://{address}") as client:
+            while not over.is_set():
+                try:
+                    more = {"sni_hostname": name}
+                    answer = client.get("/healthz", headers={"Host": name}, extensions=more)
+                    statuses.append(answer.status_code)
+                except httpx.HTTPError as error:
+                    statuses.append(repr(error))
+                time.sleep(0.05)  # within the limit of one address
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+        time.sleep(3)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert set(statuses) == {200}
+    assert len(statuses) > 50
+
+
 def served(address: str, roots: Path, name: str) -> dict[str, Any]:
     """The certificate that a client is shown, which trusts this CA alone."""
     context = ssl.create_default_context(cafile=str(roots))
@@ -157,6 +193,74 @@ def served(address: str, roots: Path, name: str) -> dict[str, Any]:
         context.wrap_socket(plain, server_hostname=name) as secured,
     ):
         return dict(secured.getpeercert() or {})
+
+
+def shown(address: str) -> x509.Certificate:
+    """The certificate that a client is shown, whoever it is of."""
+    return x509.load_pem_x509_certificate(ssl.get_server_certificate((address, 443)).encode())
+
+
+def certificate_of(report: Path) -> dict[str, Any]:
+    """What status said of the certificate."""
+    findings = json.loads(report.read_text())["findings"]
+    return next(dict(each) for each in findings if each["check"] == "certificate")
+
+
+def test_one_of_its_own_is_renewed_without_a_controller(
+    host: Host, address: str, playbook: Playbook, credentials: Path, nas_name: str
+) -> None:
+    """As its timer does it; not while another site is broken, and no client is dropped."""
+    handed, report = credentials / f"{nas_name}.crt", REPORTS / f"{nas_name}.json"
+    assert host.service(f"{TIMER}.timer").is_running
+    old = shown(address)
+    host.check_output(
+        f"cd {TLS} && openssl x509 -in server.crt -signkey server.ecc.key -days 3 -set_serial 7 "
+        "-out /run/near.crt && cp /run/near.crt issued.crt && cp /run/near.crt server.crt && "
+        "rm /run/near.crt && systemctl reload nginx && sleep 1"
+    )
+    near = shown(address)
+    assert near.serial_number == 7
+    assert playbook("status").returncode == 0
+    said = certificate_of(report)
+    assert (said["verdict"], said["value"]) == ("warning", "3 days left")
+    assert "run nas.assistant.proxy --tags proxy_certificate" in said["remedy"]
+    broken = "/etc/nginx/conf.d/a-broken.conf"
+    host.check_output(f"echo broken > {broken}")
+    try:
+        assert host.run(f"systemctl start {TIMER}.service").rc != 0
+    finally:
+        host.check_output(f"rm {broken}")
+    assert shown(address) == near
+    assert host.check_output(f"openssl x509 -in {TLS}/server.crt -noout -serial") == "serial=07"
+    anyone = ssl.create_default_context()
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    with under_load(address, anyone, address):
+        host.check_output(f"systemctl start {TIMER}.service")
+    new = shown(address)
+    assert new.not_valid_after_utc - datetime.now(UTC) > timedelta(days=364)
+    assert new.serial_number not in (old.serial_number, 7)
+    assert new.public_key() == old.public_key()
+    assert list(new.extensions) == list(old.extensions)
+    # The page from which devices get it has it.
+    page = httpx.get(f"http://{address}/trust/", trust_env=False).text
+    assert new.fingerprint(hashes.SHA256()).hex(":").upper() in page
+    assert httpx.get(f"http://{address}/trust/nas.crt", trust_env=False).text == (
+        host.file(f"{TLS}/server.crt").content_string
+    )
+    # Its owner does not have it, is told so, and gets it with the next run: its only change.
+    assert x509.load_pem_x509_certificate(handed.read_bytes()) == old
+    assert playbook("status").returncode == 0
+    assert certificate_of(report)["value"] == "another one than was handed out"
+    done = playbook("proxy", "--tags", "proxy_certificate")
+    assert f"{nas_name} " in done.stdout
+    assert " changed=1 " in done.stdout, done.stdout
+    assert x509.load_pem_x509_certificate(handed.read_bytes()) == new == shown(address)
+    assert playbook("status").returncode == 0
+    assert certificate_of(report)["verdict"] == "good"
+    assert "changed=0" in playbook("proxy").stdout
+    # Nor does the timer make another one.
+    host.check_output(f"systemctl start {TIMER}.service")
+    assert shown(address) == new
 
 
 def wish_of(acme: Acme, *names: str) -> dict[str, Any]:
@@ -198,37 +302,13 @@ def test_a_certificate_is_fetched_and_kept(
 @LONG
 def test_renewal_under_load_drops_nothing(host: Host, address: str, acme: Acme) -> None:
     before = served(address, acme.roots, NAME)["serialNumber"]
-    statuses: list[int | str] = []
-    over = threading.Event()
     context = ssl.create_default_context(cafile=str(acme.roots))
-
-    def ask() -> None:
-        with httpx.Client(verify=context, trust_env=False, base_url=f"https://{address}") as client:
-            while not over.is_set():
-                try:
-                    more = {"sni_hostname": NAME}
-                    answer = client.get("/healthz", headers={"Host": NAME}, extensions=more)
-                    statuses.append(answer.status_code)
-                except httpx.HTTPError as error:
-                    statuses.append(repr(error))
-                time.sleep(0.05)  # within the limit of one address
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
+    with under_load(address, context, NAME):
         # As its timer does it, before it has to.
         options = "--force-renewal --no-random-sleep-on-renew"
-        ca = "REQUESTS_CA_BUNDLE=/etc/nas-assistant/tls/acme-server-ca.crt"
+        ca = f"REQUESTS_CA_BUNDLE={TLS}/acme-server-ca.crt"
         host.check_output(f"{ca} certbot -q renew {options}")
-        time.sleep(3)
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
     assert served(address, acme.roots, NAME)["serialNumber"] != before
-    assert set(statuses) == {200}
-    assert len(statuses) > 50
     # The timer's own service knows the server's CA too, and finds nothing to do.
     assert host.run("systemctl start certbot.service").rc == 0
 
@@ -273,6 +353,10 @@ def test_the_owners_own_certificate(
     done = playbook("proxy", "--diff", **wish)
     assert done.returncode == 0, done.stdout
     assert "PRIVATE KEY" not in done.stdout
+    # It is good for two days.
+    assert f"proxy_certificate.certificate={certificate} is good until" in " ".join(
+        done.stdout.split()
+    )
     # Nor does a module write there what it was given, as Ansible has them do.
     assert host.run("journalctl --output cat | grep 'config_set[ ]Invoked'").stdout == ""
     assert served(address, certificate, NAME)["subjectAltName"] == (("DNS", NAME),)

@@ -25,13 +25,14 @@ DRAINED = "/run/nas-assistant-drained"
 # What a client could write, of who it is.
 FORGED = {"X-Forwarded-For": "192.0.2.7", "X-Real-IP": "192.0.2.7", "Forwarded": "for=192.0.2.7"}
 AWAY6 = "2001:db8::5"
+CA = {"issuer": "ca"}
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def pool(playbook: Playbook, nas_name: str) -> Iterator[None]:
     """This NAS as the only member, with an admin page for others than us."""
-    wish: dict[str, Any] = {"proxy_pool": [nas_name], "proxy_certificate": {"issuer": "ca"}}
+    wish: dict[str, Any] = {"proxy_pool": [nas_name], "proxy_certificate": CA}
     wish["proxy_admin_from"] = ["192.0.2.0/24"]
     for arguments in (("--check",), ()):
         done = playbook("proxy", *arguments, **wish)
@@ -112,6 +113,43 @@ def test_only_members_may_ask(host: Host, address: str, nas_name: str) -> None:
     # From outside the port is closed, since there is no other member.
     with pytest.raises(httpx.ConnectTimeout):
         httpx.get(f"https://{address}:{PORT}/", timeout=2, trust_env=False)
+
+
+def test_certificates_alone_are_renewed_by_their_tag(
+    host: Host, address: str, key: str, credentials: Path, nas_name: str, playbook: Playbook
+) -> None:
+    """Those of clients and of members; what asks in between goes by the old or the new one."""
+    wish: dict[str, Any] = {"proxy_pool": [nas_name], "proxy_admin_from": ["192.0.2.0/24"]}
+    # All have less than that left.
+    wish["proxy_certificate"] = {"issuer": "ca", "days": 400, "renew_days": 399}
+    look = "openssl x509 -noout -serial -in"
+    serials = f"cd {TLS} && {look} server.crt && {look} member.crt && {look} ca.crt"
+    before = host.check_output(serials).splitlines()
+    timer = "/etc/systemd/system/nas-assistant-certificate.service"
+    # Nobody but the CA can make them, so the NAS does not try.
+    assert "nas-assistant-renew" not in host.file(timer).content_string
+    folder = host.check_output("mktemp -d")
+    unit = host.check_output(f"sed -n 's/^ExecStart=//p' {timer}")
+    host.check_output(unit.replace('"/var/lib/prometheus/node-exporter"', folder))
+    metric = host.file(f"{folder}/nas_assistant_certificate.prom").content_string
+    assert metric.count('{certificate="member"}') == metric.count('{certificate="ca"}') == 1
+    host.check_output(f"rm -r {folder}")
+    done = playbook("proxy", "--tags", "proxy_certificate", **wish)
+    assert done.returncode == 0, done.stdout
+    after = host.check_output(serials).splitlines()
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, False, True]
+    shown = ssl.get_server_certificate((address, 443))
+    assert shown.split() == host.file(f"{TLS}/server.crt").content_string.split()
+    context = ssl.create_default_context(cafile=str(credentials / "ca.crt"))
+    headers = {"Authorization": f"Bearer {key}"}
+    answer = httpx.post(
+        f"https://{address}/v1/chat/completions",
+        json=HELLO, headers=headers, verify=context, trust_env=False, timeout=60,
+    )  # fmt: skip
+    assert (answer.status_code, answer.headers["x-nas"]) == (200, nas_name)
+    assert by_hand(host, "/v1/models", *MINE, key).startswith("HTTP/1.1 200")
+    again = playbook("proxy", "--tags", "proxy_certificate", **wish | {"proxy_certificate": CA})
+    assert "changed=0" in again.stdout, again.stdout
 
 
 def test_a_drained_member_takes_nothing_new(host: Host, key: str) -> None:

@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from site_lab import Lab
+from site_lab import Lab, worked
 
 from lab import docker
 
@@ -84,6 +84,22 @@ def test_requests_are_spread_by_weight(under_load: Loading) -> None:
     assert set(load.by) == {"nas1", "nas2"}  # the third is a backup
     # Of four at once three are the first one's; so it is with the answers, about.
     assert load.by["nas1"] > load.by["nas2"]
+
+
+def test_new_certificates(lab: Lab, under_load: Loading, play: Play) -> None:
+    """One NAS has them before the other: both are of the same CA."""
+    look = f"openssl x509 -in {TLS}/member.crt -noout -serial"
+    before = [lab.on(host, look) for host in lab.hosts]
+    # Of a year, all have less than that left.
+    wish = {"issuer": "ca", "days": 400, "renew_days": 399}
+    with under_load() as load:
+        for host in lab.hosts:
+            arguments = ("--tags", "proxy_certificate", "--limit", host["name"])
+            worked(play("proxy", *arguments, proxy_certificate=wish))
+    assert not load.failed
+    assert {"nas1", "nas2"} <= set(load.by) <= {"nas1", "nas2", "nas3"}
+    after = [lab.on(host, look) for host in lab.hosts]
+    assert all(old != new for old, new in zip(before, after, strict=True))
 
 
 def test_a_service_that_is_killed(lab: Lab, under_load: Loading) -> None:
