@@ -98,6 +98,6 @@ def buildkit_client(path: str) -> list[str]:
     raise DockerError(
         "no Docker client here can build the image: "
         + ("; ".join(seen) or "there is none on the PATH")
-        + ". Install Docker with buildx on the controller, or give the role a finished image "
-        "(assistant_image.source archive or registry)"
+        + ". Install Docker with buildx on the machine that builds, or give the role a finished "
+        "image (assistant_image.source archive or registry)"
     )

@@ -14,12 +14,16 @@ description:
   - The tag is made from a digest over everything that goes into the image (the files of the context
     and the build arguments), so the same inputs are never built twice and a changed input never
     hides behind an old tag.
-  - Meant for the controller (C(delegate_to=localhost)); the archive is what the NAS gets.
+  - Meant for the controller (C(delegate_to=localhost)), whose archive is what the NAS gets. Where
+    the NAS is to build, the controller only names the image and packs what it is built of
+    (I(build=false)); that archive is the context on the NAS.
 author:
   - The nas.assistant contributors
 options:
   context:
-    description: Folder with the C(Dockerfile). What C(.dockerignore) lists does not count as input.
+    description:
+      - Folder with the C(Dockerfile). What C(.dockerignore) lists does not count as input.
+      - Or the archive of one that I(build=false) made.
     type: path
     required: true
   name:
@@ -34,6 +38,28 @@ options:
     description: Build secrets, id to file. They leave no trace in the tag or the image.
     type: dict
     default: {}
+  secret_values:
+    description: Build secrets, id to content. They are in C(/run) alone while the image is built.
+    type: dict
+    default: {}
+  build:
+    description: V(false) asks no engine, names the image and packs its context into I(archive_dir).
+    type: bool
+    default: true
+  room:
+    description: MiB that must be free where Docker keeps its images, before anything is built.
+    type: int
+    default: 0
+  memory:
+    description: MiB of memory that must be available before anything is built.
+    type: int
+    default: 0
+  gentle:
+    description:
+      - Lets what is built run when nobody else wants to, and leaves a tenth of the machine's memory
+        to others, at least 256 MiB.
+    type: bool
+    default: false
   network:
     description: Network of the build steps.
     type: str
@@ -68,6 +94,22 @@ EXAMPLES = r"""
     archive_dir: ~/.cache/nas-assistant/images
   delegate_to: localhost
   throttle: 1
+
+- name: Name the image, and pack what it is built of
+  nas.assistant.image_build:
+    context: service
+    name: nas-assistant
+    build: false
+    archive_dir: ~/.cache/nas-assistant/images
+  delegate_to: localhost
+  register: packed
+
+- name: Build it on the NAS, where the archive was copied to
+  nas.assistant.image_build:
+    context: /var/lib/nas-assistant/image.tar
+    name: nas-assistant
+    room: 2048
+    gentle: true
 """
 
 RETURN = r"""
@@ -86,7 +128,8 @@ architecture:
   returned: when the image is there
   sample: amd64
 archive:
-  description: Path of the archive, empty without I(archive_dir).
+  description: Path of the archive, that of the context with I(build=false); empty without
+    I(archive_dir).
   type: str
   returned: always
 size:
@@ -95,72 +138,30 @@ size:
   returned: always
 """
 
-import fnmatch
-import hashlib
+import contextlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.nas.assistant.plugins.module_utils import _build_means as means
+from ansible_collections.nas.assistant.plugins.module_utils._build_context import (
+    inputs_digest,
+    pack,
+    unpack,
+)
+from ansible_collections.nas.assistant.plugins.module_utils._build_steps import held_back
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
     DockerError,
     buildkit_client,
     run as docker,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._lock import held
 
-
-def read_patterns(context: str) -> list[str]:
-    """Return the patterns of the context's .dockerignore, none without such a file."""
-    try:
-        with open(os.path.join(context, ".dockerignore"), encoding="utf-8") as stream:
-            lines = [line.strip() for line in stream]
-    except FileNotFoundError:
-        return []
-    return [line for line in lines if line and not line.startswith("#")]
-
-
-def is_input(path: str, patterns: list[str]) -> bool:
-    """Return whether Docker sends this file (relative) to the build: the last pattern decides.
-
-    Understood are names, folders, globs, a leading ``**/`` and ``!``; ``*`` also crosses a slash,
-    which can only count a file too few under a glob inside a folder, and this project uses none.
-    """
-    parts = path.split("/")
-    # A pattern that fits a folder fits all that is in it.
-    prefixes = ["/".join(parts[:length]) for length in range(1, len(parts) + 1)]
-    kept = True
-    for pattern in patterns:
-        bare = pattern.removeprefix("!").rstrip("/")
-        anywhere = bare.startswith("**/")
-        names = parts if anywhere else prefixes
-        if any(fnmatch.fnmatchcase(name, bare.removeprefix("**/")) for name in names):
-            kept = pattern.startswith("!")
-    return kept
-
-
-def context_files(context: str) -> list[str]:
-    """Return the files that can change the image, relative and sorted."""
-    patterns = read_patterns(context)
-    found = []
-    for folder, _, files in os.walk(context):
-        for name in files:
-            path = os.path.relpath(os.path.join(folder, name), context)
-            # Docker always reads these two, whatever is ignored.
-            if path in ("Dockerfile", ".dockerignore") or is_input(path, patterns):
-                found.append(path)
-    return sorted(found)
-
-
-def inputs_digest(context: str, args: dict[str, object]) -> str:
-    """Return a hex digest over the names, modes and bytes of the files and over the arguments."""
-    digest = hashlib.sha256(json.dumps(args, sort_keys=True).encode())
-    for relative in context_files(context):
-        path = os.path.join(context, relative)
-        executable = os.access(path, os.X_OK)
-        with open(path, "rb") as stream:
-            content = hashlib.sha256(stream.read()).hexdigest()
-        digest.update(f"{relative}\0{executable:d}\0{content}\n".encode())
-    return digest.hexdigest()
+#: Where a context is unpacked and secrets are: in memory, gone with a restart. One build at a time.
+WORK = "/run/nas-assistant-build"
 
 
 def inspect(image: str) -> dict[str, object] | None:
@@ -174,18 +175,51 @@ def inspect(image: str) -> dict[str, object] | None:
     return dict(found)
 
 
-def build(module: AnsibleModule, image: str) -> None:
+@contextlib.contextmanager
+def unpacked(context: str, secrets: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the context as a folder, and secrets as files, for as long as they are needed.
+
+    What a run that was killed left is taken away before, and one that still builds is waited for.
+    """
+    if not (os.path.isfile(context) or secrets):
+        yield context, {}
+        return
+    with held(f"{WORK}.lock", patience=86400):
+        shutil.rmtree(WORK, ignore_errors=True)
+        os.makedirs(WORK, mode=0o700)
+        try:
+            files = {
+                key: os.path.join(WORK, f"secret-{number}") for number, key in enumerate(secrets)
+            }
+            for key, path in files.items():
+                with open(path, "x", encoding="utf-8") as stream:
+                    stream.write(secrets[key])
+            if os.path.isfile(context):
+                unpack(context, f"{WORK}/context")
+                context = f"{WORK}/context"
+            yield context, files
+        finally:
+            shutil.rmtree(WORK)
+
+
+def build(module: AnsibleModule, image: str, context: str, secrets: dict[str, str]) -> None:
     """Build the image under its final name: BuildKit tags only what was built to the end."""
     params = module.params
+    means.check(params["room"], params["memory"])
     command = [*buildkit_client(os.environ.get("PATH", "")), "--tag", image, "--quiet"]
     command += ["--network", params["network"]]
     for key, value in sorted(params["args"].items()):
         command += ["--build-arg", f"{key}={value}"]
-    for key, path in sorted(params["secrets"].items()):
+    for key, path in sorted({**params["secrets"], **secrets}.items()):
         if not os.path.isfile(path):
-            raise DockerError(f"secrets.{key}={path}: there is no such file on the controller")
+            raise DockerError(f"secrets.{key}={path}: there is no such file here")
         command += ["--secret", f"id={key},src={path}"]
-    docker([*command, params["context"]], {"DOCKER_BUILDKIT": "1"}, params["timeout"])
+    restraint = held_back(means.spare()) if params["gentle"] else contextlib.nullcontext()
+    try:
+        with restraint:
+            docker([*command, context], {"DOCKER_BUILDKIT": "1"}, params["timeout"])
+    except DockerError as error:
+        raise DockerError(f"{error}{means.remedy(str(error))}") from error
 
 
 def save(image: str, image_id: str, folder: str, check_mode: bool) -> tuple[str, bool]:
@@ -204,18 +238,43 @@ def save(image: str, image_id: str, folder: str, check_mode: bool) -> tuple[str,
     return path, True
 
 
+def named(module: AnsibleModule, context: str) -> str:
+    """Return the name of the image that this context gives."""
+    return f"{module.params['name']}:{inputs_digest(context, module.params['args'])[:12]}"
+
+
+def packed(module: AnsibleModule) -> dict[str, object]:
+    """Name the image, and pack what it is built of where that is not there; return the result."""
+    params = module.params
+    image, archive, changed = named(module, params["context"]), "", False
+    if params["archive_dir"]:
+        # By what goes in, so that what is there is right.
+        name = image.replace("/", "_").replace(":", "_")
+        archive = os.path.join(params["archive_dir"], f"{name}_context.tar")
+        changed = not os.path.exists(archive)
+        if changed and not module.check_mode:
+            pack(params["context"], archive)
+    nothing = {"id": "", "architecture": "", "size": 0, "diff": {"before": "", "after": ""}}
+    return {"changed": changed, "image": image, "archive": archive, **nothing}
+
+
 def run(module: AnsibleModule) -> dict[str, object]:
     """Build and save what is missing; return the module's result."""
     params = module.params
-    if not os.path.isfile(os.path.join(params["context"], "Dockerfile")):
+    if not (
+        os.path.isfile(params["context"])
+        or os.path.isfile(os.path.join(params["context"], "Dockerfile"))
+    ):
         raise DockerError(f"context={params['context']}: there is no Dockerfile in it")
-    tag = inputs_digest(params["context"], params["args"])[:12]
-    image = f"{params['name']}:{tag}"
-    found = inspect(image)
-    changed = missing = found is None
-    if missing and not module.check_mode:
-        build(module, image)
+    if not params["build"]:
+        return packed(module)
+    with unpacked(params["context"], params["secret_values"]) as (context, secrets):
+        image = named(module, context)
         found = inspect(image)
+        changed = missing = found is None
+        if missing and not module.check_mode:
+            build(module, image, context, secrets)
+            found = inspect(image)
     archive = ""
     if found and params["archive_dir"]:
         archive, saved = save(image, str(found["Id"]), params["archive_dir"], module.check_mode)
@@ -239,6 +298,11 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "args": {"type": "dict", "default": {}},
             "secrets": {"type": "dict", "default": {}, "no_log": False},
+            "secret_values": {"type": "dict", "default": {}, "no_log": True},
+            "build": {"type": "bool", "default": True},
+            "room": {"type": "int", "default": 0},
+            "memory": {"type": "int", "default": 0},
+            "gentle": {"type": "bool", "default": False},
             "network": {"type": "str", "default": "default"},
             "archive_dir": {"type": "path", "default": ""},
             "timeout": {"type": "int", "default": 7200},
@@ -247,7 +311,7 @@ def main() -> None:
     )
     try:
         module.exit_json(**run(module))
-    except (DockerError, OSError) as error:
+    except (DockerError, OSError, ValueError) as error:
         module.fail_json(msg=str(error))
 
 

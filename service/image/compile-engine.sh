@@ -15,7 +15,12 @@ cmake -S "$work/vendor/llama.cpp" -B "$work/build" -G Ninja \
     -DLLAMA_OPENSSL=OFF -DLLAMA_SUBPROCESS=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF \
     -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_SERVER=ON
-cmake --build "$work/build" --target llama-server
+
+# A compiler for each CPU, as far as there is a GiB of memory for each: a small NAS would swap, or end them.
+jobs=$(nproc)
+gibibytes=$(awk '/^MemAvailable:/ { print int($2 / 1048576) }' /proc/meminfo)
+[ "$gibibytes" -ge "$jobs" ] || jobs=$((gibibytes > 1 ? gibibytes : 1))
+cmake --build "$work/build" --target llama-server --parallel "$jobs"
 
 mkdir -p "$output"
 cp "$work/build/bin/llama-server" "$output/"

@@ -7,13 +7,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from ansible_collections.nas.assistant.plugins.module_utils._build_context import (
+    context_files,
+    inputs_digest,
+)
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
     DockerError,
     buildkit_client,
-)
-from ansible_collections.nas.assistant.plugins.modules.image_build import (
-    context_files,
-    inputs_digest,
 )
 
 
