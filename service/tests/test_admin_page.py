@@ -268,11 +268,17 @@ def test_health_is_said_once_and_figures_are_not(
     assert sentence in admin.text("#health")
     assert "counted in memory only" in admin.text("#health .warning")
     assert admin.cells(0, 0)[1] == f"cannot be asked\n{reason}"
-    status |= {"reason": "", "unusable": {}, "waiting": 6, "not_written": ""}
+    status |= {"reason": "", "degraded": reason, "waiting": 7, "log_text": True}
+    tell(status)
+    admin.wait_for("7 waiting")
+    instead = f"A model in the cloud answers in the place of the one on this NAS: {reason}."
+    assert instead in admin.text("#health.unwell")
+    assert "is being written to the log" in admin.text("#health .warning:last-child")
+    status |= {"degraded": "", "unusable": {}, "waiting": 6, "not_written": "", "log_text": False}
     tell(status)
     admin.wait_for("6 waiting")
     assert admin.text("#health") == "The assistant is ready."
-    assert admin.page.run("said") == [sentence, "The assistant is ready."]
+    assert admin.page.run("said") == [sentence, instead, "The assistant is ready."]
     assert admin.page.run("document.querySelectorAll('[aria-live], [role=status]').length") == 1
 
 
@@ -358,6 +364,7 @@ def test_hostile_texts_are_only_texts(
     status["models"][0] |= {"name": EVIL, "file": f"{'b' * 300}{EVIL}"}
     status["keys"][0] |= {"name": EVIL, "models": [EVIL, '"><b>']}
     status |= {"unusable": {EVIL: EVIL, "__proto__": "x"}, "reason": EVIL, "not_written": EVIL}
+    status |= {"degraded": EVIL}
     tell(status)
     admin = new_admin()
     for place in ("#health", "#sentence", ".warning", "section", "section:last-child"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 
 from nas_assistant.keys import render
 
-from .conftest import SECRET, api_key
+from .conftest import BASE_MODEL, SECRET, api_key
 from .service_process import Service
 
 CHAT = "/v1/chat/completions"
@@ -98,6 +99,13 @@ def status(service: Service) -> dict[str, Any]:
     return answer
 
 
+def readiness(service: Service) -> dict[str, Any]:
+    """What is told of a service that can be asked."""
+    answer = httpx.get(f"{service.url}/readyz")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
 def test_hybrid(home: Service, cloud: Service) -> None:
     home.start()
     client = openai.OpenAI(base_url=f"{home.url}/v1", api_key=SECRET, max_retries=0, timeout=60)
@@ -128,13 +136,14 @@ def test_hybrid(home: Service, cloud: Service) -> None:
     (engine,) = home.pids("wheel_server")
     os.kill(engine, signal.SIGSTOP)
     os.kill(engine, signal.SIGKILL)
-    home.wait(lambda: home.status("/readyz") == 503)
+    home.wait(lambda: readiness(home)["status"] == "degraded")
+    assert "SIGKILL, it is being started again" in readiness(home)["reason"]
     outside = ask(home, prompt="Once upon a")
     assert outside.headers["x-served-by"] == "cloud:other"
     assert outside.json()["choices"] == local.json()["choices"]
     assert ask(home, "sk-child", model="smart", messages=FRANCE).status_code == 403
     assert ask(home, "sk-child", prompt="Once").headers.get("x-served-by") in (None, "local")
-    home.wait(lambda: home.status("/readyz") == 200)
+    home.wait(lambda: readiness(home)["status"] == "ready")
     # Too long for the context here, and there.
     too_long = ask(home, prompt="word " * 3000).json()["error"]
     assert too_long["code"] == "context_length_exceeded"
@@ -177,6 +186,39 @@ def test_a_cloud_that_fails(home: Service, cloud: Service) -> None:
     assert "failed 3 times in a row and is left alone for 30 s" in error["message"]
     assert ask(home, prompt="Once").headers["x-served-by"] == "local"
     assert home.status("/readyz") == 200
+
+
+def test_a_home_without_its_model(home: Service, cloud: Service, tmp_path: Path) -> None:
+    """It begins with what it can, and has its model as soon as that is there."""
+    models, home.models = home.models, tmp_path
+    assert home.run("check")[0] == 78, "a new configuration must be good"
+    home.start()
+    told = readiness(home)
+    assert (told["status"], told["loading"]) == ("degraded", False)
+    assert f"{BASE_MODEL} does not exist" in told["reason"]
+    assert status(home)["degraded"] == told["reason"]
+    health = home.run("healthcheck")
+    assert (health[0], health[1][0]["status"]) == (0, "degraded")
+    assert ask(home, prompt="Once upon a").headers["x-served-by"] == "cloud:other"
+    refused = ask(home, "sk-child", prompt="Once upon a")
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    assert f"{BASE_MODEL} does not exist" in refused.json()["error"]["message"]
+    (warned,) = [entry for entry in home.log if entry["event"] == "degraded"]
+    assert warned["level"] == "error"
+    pid = home.pids("nas_assistant serve")
+
+    part = tmp_path / "model.part"
+    shutil.copyfile(models / BASE_MODEL, part)
+    part.rename(tmp_path / BASE_MODEL)
+    home.wait(lambda: readiness(home)["status"] == "ready")
+    for secret in (SECRET, "sk-child"):
+        assert ask(home, secret, prompt="Once upon a").headers["x-served-by"] == "local"
+    assert home.pids("nas_assistant serve") == pid
+
+    # A restart is no reason to send anything out.
+    home.stop()
+    home.start()
+    assert readiness(home)["status"] == "ready"
 
 
 def test_cloud_alone_needs_no_model(home: Service, cloud: Service, tmp_path: Path) -> None:

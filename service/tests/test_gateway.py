@@ -85,6 +85,11 @@ def test_health_needs_no_key(client: TestClient, engine: FakeEngine) -> None:
     client.headers.pop("Authorization")
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready", "models": ["default"]}
+    models, why = engine.state.models, "tiny.gguf does not exist"
+    engine.state = EngineState(True, "", models, degraded=why, loading=True)
+    told = {"status": "degraded", "models": ["default"], "reason": why, "loading": True}
+    response = client.get("/readyz")
+    assert (response.status_code, response.json()) == (200, told)
     engine.state = EngineState(ready=False, reason="warming up")
     assert "warming up" in check_error(client.get("/readyz"), 503, "not_ready")["message"]
     assert client.get("/healthz").status_code == 200

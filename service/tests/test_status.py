@@ -41,7 +41,7 @@ def told(service: Service, reason: str = "") -> dict[str, Any]:
 
 def test_a_service_that_has_just_begun(service: Service) -> None:
     status = told(service, "it is loading")
-    assert status["reason"] == "it is loading"
+    assert (status["reason"], status["degraded"]) == ("it is loading", "")
     assert (status["waiting"], status["queue"]) == (0, 3)
     assert status["memory"]["limit"] > 0
     assert (status["not_written"], status["errors"]) == ("", [])
@@ -59,6 +59,11 @@ def test_a_service_that_has_just_begun(service: Service) -> None:
     }
     assert model["served"] == {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
     assert model["tokens_per_second"] == model["first_token_seconds"] == 0
+
+
+def test_why_a_cloud_answers(service: Service) -> None:
+    status = json.loads(service.status.text("", "it is loading"))
+    assert (status["reason"], status["degraded"]) == ("", "it is loading")
 
 
 def test_what_was_served(service: Service) -> None:

@@ -142,7 +142,12 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
         keys = key_files.load()
         key_files.load_upstreams(settings.upstreams)
         build = _build(options)
-        checked = check_start(settings, options.models_dir, build)
+        # A new configuration must be good; one that was may serve what it can, such as after a
+        # disk damaged a model.
+        lenient = options.command == "serve"
+        checked = check_start(settings, options.models_dir, build, lenient=lenient)
+        for name, reason in checked.unusable.items():
+            log(logging.WARNING, "model_unusable", reason, model=name)
         if options.command == "check":
             configure("info")
         for name, model in checked.models.items():

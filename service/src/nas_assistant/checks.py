@@ -44,59 +44,87 @@ class CheckedModel:
 @dataclass(frozen=True)
 class Checked:
     """The models that can be used by name, why others cannot, and the bytes that there are for
-    those in memory together. ``kinds``: of all whose file could be read.
+    those in memory together. ``kinds``: of all whose file could be read. ``watched``: the folder of
+    the models, where the service can do without those that are to be in memory from the start, and
+    waits for them; else none.
     """
 
     models: Mapping[str, CheckedModel]
     unusable: Mapping[str, str]
     room: int
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    watched: Path | None = None
 
     def at_start(self, settings: Settings) -> list[CheckedModel]:
-        """Those that are loaded at start: the chosen variant, and what is pinned."""
-        pinned = [name for name in self.models if settings.models[name].pinned]
-        names = [settings.variant, *pinned] if settings.model else pinned
-        return [self.models[name] for name in dict.fromkeys(names)]
+        """Those that are loaded at start and can be: the chosen variant, and what is pinned."""
+        return [self.models[name] for name in settings.at_start if name in self.models]
 
 
-def check_start(settings: Settings, models_dir: Path, engine_build: str) -> Checked:
+def check_start(
+    settings: Settings, models_dir: Path, engine_build: str, *, lenient: bool = False
+) -> Checked:
     """Check CPU, model files and memory. What is wrong with the chosen variant, or with one that is
     pinned, raises StartRefused; what is wrong with another one is noted.
+
+    ``lenient``: where a cloud model answers in the place of the chosen one, what is wrong with that
+    is noted too, and so is what is wrong with those that are pinned. Digests are left for later.
     """
-    if engine_build == "wheel" and settings.models:
-        _check_cpu()
+    lenient = lenient and bool(settings.stand_in)
     models: dict[str, CheckedModel] = {}
     unusable: dict[str, str] = {}
+    if engine_build == "wheel" and settings.models:
+        try:
+            _check_cpu()
+        except StartRefused as error:
+            if not lenient:
+                raise
+            unusable = dict.fromkeys(settings.models, str(error))
     for name, model in settings.models.items():
         try:
-            models[name] = check_model(settings, model, models_dir)
+            if name not in unusable:
+                models[name] = check_model(settings, model, models_dir)
         except StartRefused as error:
-            if model.pinned or model is settings.model:
+            if name in settings.at_start and not lenient:
                 raise
             unusable[name] = str(error)
     available, source = available_memory()
     limit = f"{source} is {in_mib(available - MIB + 1)} MiB"
-    if settings.model:
-        _check_variant(models, settings, available, limit)
+    kinds = {name: found.model.kind for name, found in models.items()}
+    if settings.variant in models:
+        try:
+            _check_variant(models, settings, available, limit)
+        except StartRefused as error:
+            if not lenient:
+                raise
+            del models[settings.variant]
+            unusable[settings.variant] = str(error)
     room = available - gateway_need(settings)
     if room < 0:
         raise StartRefused(
             f"the gateway needs {in_mib(gateway_need(settings))} MiB, but {limit}. Raise the "
             "limit, or have fewer workers, or with upstreams a shorter queue or less in parallel"
         )
-    kinds = {name: found.model.kind for name, found in models.items()}
-    checked = Checked(models, unusable, room, kinds)
-    at_start = checked.at_start(settings)
-    _check_together(at_start, room, limit)
+    checked = Checked(models, unusable, room, kinds, models_dir if lenient else None)
+    while True:
+        at_start = checked.at_start(settings)
+        try:
+            _check_together(at_start, room, limit)
+            break
+        except StartRefused as error:
+            if not lenient:
+                raise
+            # The last one that is pinned; the chosen one comes first, and fits alone.
+            name = at_start[-1].settings.name
+            del models[name]
+            unusable[name] = str(error)
     pinned = sum(found.need.own for found in at_start if found.settings.pinned)
     for name in [name for name, found in models.items() if found not in at_start]:
         if models[name].need.own + pinned > room:
             beside = f" beside {in_mib(pinned)} MiB that are pinned" if pinned else ""
             unusable[name] = f"model {name!r} needs {models.pop(name).need}{beside}, but {limit}"
-    for found in at_start:
-        found.verify()
-    for name, reason in unusable.items():
-        log(logging.WARNING, "model_unusable", reason, model=name)
+    if not lenient:
+        for found in at_start:
+            found.verify()
     return checked
 
 

@@ -64,8 +64,8 @@ class ControlServer:
     """The supervisor's side: tells workers the state, and each request if it may go on.
 
     ``reports`` are functions by name, each of which gives a text. ``changed`` is set whenever
-    somebody may wait for another model, or a model may have become idle. ``kinds``: see
-    ``EngineState``.
+    somebody may wait for another model, or a model may have become idle. ``kinds``, ``degraded``,
+    ``loading``: see ``EngineState``; ``stand_in``: see ``Settings``.
     """
 
     def __init__(self, desk: Desk, reports: Mapping[str, Callable[[], str]]) -> None:
@@ -81,6 +81,9 @@ class ControlServer:
         self._backends: dict[str, Backend] = {}
         self.kinds: dict[str, Kind] = {}
         self.reason = "starting"
+        self.degraded = ""
+        self.loading = False
+        self.stand_in = ""
         self._server: asyncio.Server | None = None
 
     async def start(self, path: Path) -> None:
@@ -99,16 +102,31 @@ class ControlServer:
         self, owner: str, models: Iterable[Model], unusable: Mapping[str, str], reason: str
     ) -> None:
         """Tell all workers which models of ``owner`` can be asked, and why others of its cannot.
-        ``reason`` says why the service is not ready; empty while it is.
+        ``reason`` says why the chosen one cannot: then the service is not ready, unless there is
+        another one in its place. Empty while it can.
         """
         self._published[owner] = _Published(tuple(models), dict(unusable), reason)
         before, owners = self._models, self._published.values()
         self._models = {model.name: model for each in owners for model in each.models}
         self._unusable = {name: why for each in owners for name, why in each.unusable.items()}
         self.reason = next((each.reason for each in owners if each.reason), "")
+        self._degrade(self.reason if self.stand_in in self._models else "")
         for name in before.keys() - self._models.keys():
             self._turn_away(name, self._unusable.get(name, self.reason))
         self._tell(self._state())
+
+    def _degrade(self, reason: str) -> None:
+        """Note why another model answers in the place of the chosen one, or that none need to."""
+        if reason:
+            self.reason = ""
+        if reason and not self.degraded:
+            level = logging.WARNING if self.loading else logging.ERROR
+            instead = f"{self.stand_in!r} answers, save for keys that stay at home"
+            log(level, "degraded", f"{reason}. Meanwhile {instead}", model=self.stand_in)
+        elif self.degraded and not reason:
+            log(logging.INFO, "degraded_no_more", "no other model need answer any more")
+        self.degraded = reason
+        self._desk.note_degraded(bool(reason))
 
     def open(self, backend: Backend, slots: int | None = None) -> None:
         """Let requests go to a model that is in memory, or of an upstream; ``slots`` at once, where
@@ -139,6 +157,8 @@ class ControlServer:
         return {
             "event": "state",
             "reason": self.reason,
+            "degraded": self.degraded,
+            "loading": self.loading,
             "models": [asdict(model) for model in self._models.values()],
             "unusable": self._unusable,
             "kinds": self.kinds,
@@ -341,6 +361,8 @@ class ControlClient:
             self.state = EngineState(
                 ready=not message["reason"],
                 reason=message["reason"],
+                degraded=message["degraded"],
+                loading=message["loading"],
                 models={model.name: model for model in models},
                 unusable=message["unusable"],
                 kinds={name: Kind(kind) for name, kind in message["kinds"].items()},

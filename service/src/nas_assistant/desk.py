@@ -141,6 +141,10 @@ class Desk:
         """Note that a model cannot be asked, or not at once."""
         self._metrics.lost(model)
 
+    def note_degraded(self, degraded: bool) -> None:
+        """Note whether another model answers in the place of the chosen one."""
+        self._metrics.degraded(degraded)
+
     def model_of(self, ticket: Ticket) -> str:
         """The model that a request is for."""
         return self._held[ticket].model

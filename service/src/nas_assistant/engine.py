@@ -45,7 +45,8 @@ class Model:
 class EngineState:
     """Whether requests can be answered, if not why, and the models that can be asked; those of
     the configuration that cannot, with the reason. ``kinds``: of models of this machine, as far as
-    they are known, of those that cannot be asked too.
+    they are known, of those that cannot be asked too. ``degraded``: why a cloud model answers in
+    the place of the chosen one; empty while that can itself. ``loading``: it is on its way.
     """
 
     ready: bool
@@ -53,6 +54,8 @@ class EngineState:
     models: Mapping[str, Model] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    degraded: str = ""
+    loading: bool = False
 
 
 # Nginx's word for a client that went away before it was answered.

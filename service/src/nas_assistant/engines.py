@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from nas_assistant.checks import Checked, CheckedModel, StartRefused
+from nas_assistant.checks import Checked, CheckedModel, StartRefused, check_start
 from nas_assistant.control import ControlServer
 from nas_assistant.desk import Desk
 from nas_assistant.engine_process import EngineFailed, EngineProcess
@@ -30,6 +30,9 @@ _NOT_AGAIN = 60.0
 # what a disk could not read it may read then.
 _LOOK_AT_FILE = 2.0
 _READ_AGAIN = 3600.0
+# A model that is missing, or does not fit, is looked for so often at least: limits change too.
+_CHECK_AGAIN = 60.0
+_LOOK_AT_LOADING = 0.1
 
 
 class Engines:
@@ -50,47 +53,70 @@ class Engines:
         self._folder = folder
         self._desk = desk
         self._control = control
-        demands = {
-            name: Demand(found.need.own, found.settings.pinned)
-            for name, found in checked.models.items()
-        }
+        self._models = dict(checked.models)
+        self._demands = {name: _demand(found) for name, found in checked.models.items()}
         control.kinds |= checked.kinds
-        self._pool = Pool(checked.room, demands, desk.last_grant)
+        control.stand_in = settings.stand_in
+        self._pool = Pool(checked.room, self._demands, desk.last_grant)
         self._processes: dict[str, EngineProcess] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._starts = 0
+        self._unusable = dict(checked.unusable)
         # Why a model cannot be asked just now.
         self._lost: dict[str, str] = {}
-        self._verified = {found.path for found in checked.at_start(settings)}
+        # Those that are read, or whose engine starts, after they were lost.
+        self._loading: set[str] = set()
+        # Models that are to be there from the start, and wait until others made room.
+        self._room_for: dict[str, asyncio.Event] = {}
+        read = checked.at_start(settings) if checked.watched is None else []
+        self._verified = {found.path for found in read}
 
     @property
     def models(self) -> Mapping[str, CheckedModel]:
         """All that can be used, if not always."""
-        return self._checked.models
+        return self._models
 
     @property
     def unusable(self) -> Mapping[str, str]:
         """Why others cannot, or cannot just now."""
-        return {**self._checked.unusable, **self._lost}
+        return {**self._unusable, **self._lost}
 
     def in_memory(self, name: str) -> bool:
         """Whether a model is there now."""
         return name in self._processes
 
     async def start(self) -> None:
-        """Load what is to be there from the start. Raises EngineFailed."""
-        first = [found.settings.name for found in self._checked.at_start(self._settings)]
-        await asyncio.gather(*(self._load(name) for name in first))
+        """Load what is to be there from the start. Raises EngineFailed.
+
+        Where an upstream answers meanwhile, return when they are there, or it is clear that
+        something is wrong with them; after ``fallback_after`` seconds at the latest.
+        """
+        first = self._settings.at_start
+        if self._checked.watched is None:
+            await asyncio.gather(*(self._load(name) for name in first))
+            self._publish()
+            return
+        for name in first:
+            self._desk.note_end(name)
+            if name in self._models:
+                self._pool.loaded(name)
+                self._load_later(name)
+            self._keepers[name] = asyncio.create_task(self._bring_up(name))
         self._publish()
+        # A restart is short as a rule: nothing need go out for it, and those who must stay at home
+        # wait at the proxy.
+        until = time.monotonic() + self._settings.fallback_after
+        while self._loading.intersection(first) and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_AT_LOADING)
 
     async def run(self) -> None:
         """Load and unload as models are asked for."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_AGAIN if self._desk.wanted() else None):
+                async with asyncio.timeout(_LOOK_AGAIN if self._wanted() else None):
                     await self._control.changed.wait()
             self._control.changed.clear()
-            while step := self._pool.next(self._desk.wanted(), self._busy):
+            while step := self._pool.next(self._wanted(), self._busy):
                 await self._carry_out(*step)
 
     async def stop(self) -> None:
@@ -104,10 +130,14 @@ class Engines:
     def _busy(self, name: str) -> bool:
         return self._desk.active(name) > 0
 
+    def _wanted(self) -> list[str]:
+        return [*self._room_for, *self._desk.wanted()]
+
     def _publish(self) -> None:
         usable = [found.model for name, found in self.models.items() if name not in self._lost]
-        reason = self._lost.get(self._settings.variant, "")
-        self._control.publish("engines", usable, self.unusable, reason)
+        variant = self._settings.variant
+        self._control.loading = variant in self._loading
+        self._control.publish("engines", usable, self.unusable, self.unusable.get(variant, ""))
 
     async def _carry_out(self, step: Step, name: str) -> None:
         if step is Step.CLOSE:
@@ -116,6 +146,9 @@ class Engines:
             self._control.open(self._processes[name].backend)
         elif step is Step.UNLOAD:
             await self._unload(name)
+        elif name in self._room_for:
+            self._pool.loaded(name)
+            self._room_for.pop(name).set()
         else:
             try:
                 await self._load(name)
@@ -136,6 +169,51 @@ class Engines:
         self._pool.loaded(name)
         await self._start(name)
         self._keepers[name] = asyncio.create_task(self._keep(name))
+
+    async def _bring_up(self, name: str) -> None:
+        """Have an engine for a model that is to be there from the start, once it can be."""
+        if name not in self._models:
+            await self._until_usable(name)
+            self._room_for[name] = room = asyncio.Event()
+            self._control.changed.set()
+            await room.wait()
+        await self._until_whole(name)
+        await self._keep(name, await self._start_again(name))
+
+    async def _until_usable(self, name: str) -> None:
+        """Check a model again when its file is another, and now and then, until it can be used."""
+        assert self._checked.watched is not None
+        path = self._checked.watched / self._settings.models[name].file
+        while name not in self._models:
+            await _until_other(path, _CHECK_AGAIN)
+            try:
+                found = await asyncio.to_thread(self._check_again, self._checked.watched)
+                reason = found.unusable.get(name, "")
+            except (StartRefused, OSError) as error:
+                reason = str(error)
+            if not reason:
+                self._take(name, found)
+            elif reason != self._unusable[name]:
+                self._unusable[name] = reason
+                log(logging.ERROR, "model_unusable", reason, model=name)
+                self._publish()
+
+    def _check_again(self, folder: Path) -> Checked:
+        return check_start(self._settings, folder, self._build, lenient=True)
+
+    def _take(self, name: str, found: Checked) -> None:
+        """Have a model that could not be used before."""
+        self._pool.room = found.room
+        self._models[name] = found.models[name]
+        self._demands[name] = _demand(found.models[name])
+        self._control.kinds[name] = found.models[name].model.kind
+        del self._unusable[name]
+        self._load_later(name)
+        self._publish()
+
+    def _load_later(self, name: str) -> None:
+        self._lost[name] = f"the model {name!r} is being loaded"
+        self._loading.add(name)
 
     async def _verify(self, name: str) -> None:
         """Read a model's file, unless that was done. Raises StartRefused."""
@@ -158,6 +236,7 @@ class Engines:
             log(logging.INFO, "model_unloaded", model=name)
         self._desk.note_end(name)
         self._pool.unloaded(name)
+        self._loading.discard(name)
         if self._lost.pop(name, None):
             self._publish()
 
@@ -175,17 +254,13 @@ class Engines:
         self._desk.note_start(name, time.monotonic() - started)
         self._control.open(process.backend)
 
-    async def _keep(self, name: str) -> None:
-        """Have an engine for a model that is in memory, again and again."""
+    async def _keep(self, name: str, reason: str = "") -> None:
+        """Have an engine for a model that is in memory, again and again. ``reason``: why there is
+        none yet.
+        """
         back_off = 1.0
         since = time.monotonic()
         while True:
-            reason = await self._processes[name].end()
-            if time.monotonic() - since > _STABLE_SECONDS:
-                back_off = 1.0
-            self._desk.note_end(name)
-            # It may have ended because of what the disk made of its file.
-            self._verified.discard(self.models[name].path)
             while reason:
                 log(
                     logging.ERROR,
@@ -200,11 +275,19 @@ class Engines:
                 await self._until_whole(name)
                 since = time.monotonic()
                 reason = await self._start_again(name)
-            del self._lost[name]
-            self._publish()
+            if self._lost.pop(name, ""):
+                self._loading.discard(name)
+                self._publish()
+            reason = await self._processes[name].end()
+            if time.monotonic() - since > _STABLE_SECONDS:
+                back_off = 1.0
+            self._desk.note_end(name)
+            # It may have ended because of what the disk made of its file.
+            self._verified.discard(self.models[name].path)
 
     def _lose(self, name: str, why: str) -> None:
         self._lost[name] = why
+        self._loading.discard(name)
         self._publish()
 
     async def _until_whole(self, name: str) -> None:
@@ -212,6 +295,8 @@ class Engines:
         path = self.models[name].path
         while True:
             looked_like = _identity(path)
+            self._loading.add(name)
+            self._publish()
             try:
                 await self._verify(name)
             except StartRefused as error:
@@ -219,10 +304,7 @@ class Engines:
                 self._lose(name, str(error))
             else:
                 return
-            again = time.monotonic() + _READ_AGAIN
-            # Nothing tells of a change.
-            while _identity(path) == looked_like and time.monotonic() < again:  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK_AT_FILE)
+            await _until_other(path, _READ_AGAIN, looked_like)
 
     async def _start_again(self, name: str) -> str:
         """Return why it did not work, or nothing."""
@@ -232,6 +314,25 @@ class Engines:
             # OSError: no process, memory or disk to be had just now. It may pass.
             return str(error)
         return ""
+
+
+def _demand(model: CheckedModel) -> Demand:
+    return Demand(model.need.own, model.settings.pinned)
+
+
+async def _until_other(path: Path, seconds: float, before: tuple[int, ...] | None = None) -> None:
+    """Wait until a file is not what it was ``before``, or now, and is not being written any more;
+    so many seconds at most.
+    """
+    before = _identity(path) if before is None else before
+    until = time.monotonic() + seconds
+    last = before
+    # Nothing tells of a change.
+    while (found := _identity(path)) in (before, ()) or found != last:
+        if time.monotonic() >= until:
+            return
+        last = found
+        await asyncio.sleep(_LOOK_AT_FILE)
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -39,9 +39,13 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
         return JSONResponse({"status": "ok"})
 
     async def readyz(_: Request) -> Response:
-        if not engine.state.ready:
-            return error_response(unavailable(engine.state.reason))
-        return JSONResponse({"status": "ready", "models": sorted(engine.state.models)})
+        state = engine.state
+        if not state.ready:
+            return error_response(unavailable(state.reason))
+        told: dict[str, object] = {"status": "ready", "models": sorted(state.models)}
+        if state.degraded:
+            told |= {"status": "degraded", "reason": state.degraded, "loading": state.loading}
+        return JSONResponse(told)
 
     async def models(request: Request) -> Response:
         key: ApiKey = request.scope[KEY]

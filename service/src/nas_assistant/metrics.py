@@ -75,6 +75,11 @@ class Metrics:
         self._ready = Gauge(
             "nas_assistant_model_ready", "1 while it can be asked", ("model",), registry=registry
         )
+        self._degraded = Gauge(
+            "nas_assistant_degraded",
+            "1 while a model of an upstream answers in the place of the chosen one of this machine",
+            registry=registry,
+        )
         self._slots = Gauge(
             "nas_assistant_slots_in_use", "Requests being answered", ("model",), registry=registry
         )
@@ -141,6 +146,10 @@ class Metrics:
     def lost(self, model: str) -> None:
         """Note that a model cannot be asked any more."""
         self._ready.labels(model).set(0)
+
+    def degraded(self, degraded: bool) -> None:
+        """Note whether another model answers in the place of the chosen one."""
+        self._degraded.set(degraded)
 
     def text(self) -> str:
         """All of it, as Prometheus reads it."""

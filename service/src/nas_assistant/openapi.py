@@ -57,7 +57,11 @@ def describe() -> Json:
             "/healthz": _get("Whether the gateway runs", _object(status=_TEXT), key=False),
             "/readyz": _get(
                 "Whether it can be asked",
-                _object(status=_TEXT, models=_list(_TEXT)),
+                {
+                    **_object(status={"type": "string", "enum": ["ready", "degraded"]},
+                              models=_list(_TEXT), reason=_TEXT, loading={"type": "boolean"}),
+                    "required": ["status", "models"],
+                },
                 errors=("503",),
                 key=False,
             ),

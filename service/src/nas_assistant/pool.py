@@ -35,7 +35,8 @@ class Step(Enum):
 
 
 class Pool:
-    """Plans for ``room`` bytes. Who carries a step out says so with ``loaded`` and ``unloaded``.
+    """Plans for ``room`` bytes, which may change. Who carries a step out says so with ``loaded``
+    and ``unloaded``.
 
     ``last_use`` tells when somebody last asked a model, by whatever clock.
     """
@@ -47,7 +48,7 @@ class Pool:
         last_use: Callable[[str], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._room = room
+        self.room = room
         self._demands = demands
         self._last_use = last_use
         self._clock = clock
@@ -88,7 +89,7 @@ class Pool:
         return None
 
     def _free(self) -> int:
-        return self._room - sum(self._demands[model].memory for model in self._since)
+        return self.room - sum(self._demands[model].memory for model in self._since)
 
     def _victims(self, missing: int, busy: Callable[[str], bool]) -> list[str]:
         """Whoever must go to gain so many bytes: idle ones first, then by last use."""

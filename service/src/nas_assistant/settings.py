@@ -110,7 +110,8 @@ class ModelSettings:
 class Settings:
     """What the service is told. ``timeout``: seconds. ``threads`` 0: as many as pay off.
     ``fallback_after``: seconds that a request waits for a slot before it goes to a fallback.
-    ``off``: models that the mode leaves out, with a sentence that says so.
+    ``off``: models that the mode leaves out, with a sentence that says so. ``log_text``: what is
+    asked and answered goes into the log.
     """
 
     bind: tuple[Address, ...]
@@ -131,6 +132,7 @@ class Settings:
     upstreams: Mapping[str, Upstream]
     cloud_models: Mapping[str, CloudModel]
     off: Mapping[str, str]
+    log_text: bool = False
 
     @property
     def model(self) -> ModelSettings | None:
@@ -138,6 +140,20 @@ class Settings:
         that one is in the cloud.
         """
         return self.models.get(self.variant)
+
+    @property
+    def at_start(self) -> list[str]:
+        """The models that are in memory from the start: the chosen one first, then pinned ones."""
+        pinned = [name for name, model in self.models.items() if model.pinned]
+        return list(dict.fromkeys([self.variant, *pinned] if self.model else pinned))
+
+    @property
+    def stand_in(self) -> str:
+        """The cloud model that answers where the chosen variant cannot, or is the chosen one; empty
+        where there is none.
+        """
+        name = self.model.fallback if self.model else self.variant
+        return name if name in self.cloud_models else ""
 
     @classmethod
     def load(cls, path: Path, environ: Mapping[str, str]) -> Settings:
@@ -216,6 +232,7 @@ class _Reader:
             upstreams={} if mode is Mode.LOCAL else upstreams,
             cloud_models={} if mode is Mode.LOCAL else cloud,
             off=_left_out(mode, local, cloud),
+            log_text=self._take(server, "log_text", "no", _boolean, "yes or no"),
         )
         self._refuse_leftovers()
         self._check_variant(settings, bool(variant_override))
@@ -374,7 +391,7 @@ _KEYS = {
             "variant",
             "mode",
         ),
-        "fallback_after",
+        *("fallback_after", "log_text"),
     ),
     "engine": ("threads", "batch", "slots", "cache_mib"),
     _MODEL_PREFIX: (

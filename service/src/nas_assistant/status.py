@@ -37,9 +37,10 @@ class Status:
         self._errors = _LastErrors()
         logging.getLogger("nas_assistant").addHandler(self._errors)
 
-    def text(self, reason: str) -> str:
-        """All of it. Times are UTC, sizes bytes; ``reason`` says why nothing can be asked, and
-        ``not_written`` why usage is counted in memory alone.
+    def text(self, reason: str, degraded: str = "") -> str:
+        """All of it. Times are UTC, sizes bytes; ``reason`` says why nothing can be asked,
+        ``degraded`` why a cloud model answers for the chosen one, and ``not_written`` why usage is
+        counted in memory alone.
         """
         limit, source = available_memory()
         used = self._desk.used_today()
@@ -48,6 +49,8 @@ class Status:
                 "version": __version__,
                 "started": _moment(self._started),
                 "reason": reason,
+                "degraded": degraded,
+                "log_text": self._settings.log_text,
                 "models": [
                     self._model(name, model) for name, model in self._engines.models.items()
                 ],

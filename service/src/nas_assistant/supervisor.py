@@ -120,7 +120,7 @@ class Supervisor:
             shutil.rmtree(self._private_dir, ignore_errors=True)
 
     def _report_status(self) -> str:
-        return self._status.text(self._control.reason)
+        return self._status.text(self._control.reason, self._control.degraded)
 
     async def _serve(
         self, stopped: asyncio.Task[bool], keepers: Iterable[asyncio.Task[None]]

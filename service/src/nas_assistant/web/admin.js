@@ -62,14 +62,17 @@ async function askKey(sentence = '') {
   if (entered) $('heading').focus();
 }
 
+const condition = ({ reason, degraded }) => (reason ? 'notReady' : degraded ? 'degraded' : 'ready');
+
 function show() {
-  const well = !trouble && !status.reason;
-  const sentence = trouble ? sayNote(trouble) : well ? say('ready') : say('notReady', status);
+  const well = !trouble && !status.reason && !status.degraded;
+  const sentence = trouble ? sayNote(trouble) : say(condition(status), status);
   const lines = [element('p', { id: 'sentence' }, sentence)];
   if (trouble && status) lines.push(element('p', {}, say('age', { age: ago(Date.now() - came) })));
   if (status?.not_written) {
     lines.push(element('p', { className: 'warning' }, say('notWritten', { reason: status.not_written })));
   }
+  if (status?.log_text) lines.push(element('p', { className: 'warning' }, say('logsText')));
   morph($('health'), element('div', { id: 'health', className: well ? 'well' : 'unwell' }, ...lines));
   $('figures').classList.toggle('old', Boolean(trouble));
   $('enter-key').hidden = !needsKey();
