@@ -106,7 +106,17 @@ def status_lines(report: Mapping[str, Any]) -> list[str]:
 
 def _assistant(found: Mapping[str, Any], now: int) -> Iterator[Finding]:
     version = f"version {found['version']}, " if found["version"] else ""
-    if found["ready"]:
+    if found["ready"] and found["degraded"]:
+        yield finding(
+            "assistant",
+            WARNING,
+            f"degraded, {found['degraded']}",
+            "ready",
+            "a cloud answers in its place, and keys that stay at home get no answer",
+            "run nas.assistant.models, which brings what is missing or damaged; docker logs "
+            "nas-assistant says more",
+        )
+    elif found["ready"]:
         yield finding("assistant", GOOD, f"{version}models {', '.join(found['models'])}")
     elif found["state"] == "missing":
         reason = "nothing answers questions"

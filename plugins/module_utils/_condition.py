@@ -67,6 +67,7 @@ def assistant(container: str, socket: str) -> Found:
         **found,
         "ready": status == 200,
         "reason": "" if status == 200 else gateway.reason(body),
+        "degraded": str(body.get("reason", "")) if status == 200 else "",
         "models": list(models) if isinstance(models, list) else [],
         "drained": os.path.exists(_DRAINED),
         "unproved": os.path.exists(_KEPT),

@@ -10,6 +10,8 @@ short_description: Waits until the assistant takes requests, or says why it does
 version_added: 0.1.0
 description:
   - Asks the service's C(/readyz) over the Unix socket that Nginx uses.
+  - Where a model of a cloud answers in the place of the NAS's own, that one is waited for too. When
+    it does not come, the module fails with the reason, and the container goes on.
   - When the container stops or starts over instead, the module ends at once with the message of the
     container's last error, and stops the container so that nothing half-working is left.
   - A container that already waits between two starts is started over at once, so that it is judged
@@ -74,6 +76,9 @@ PAUSE = 0.5  # seconds between two questions
 EX_CONFIG = 78  # the start script's exit code when starting again cannot help (sysexits.h)
 RESTART_NOW = ["docker", "restart", "--time", "10"]
 TAILS = (50, 10, 1)  # lines of the log
+# Seconds, of all that it waits, in which a model may be neither there nor on its way: an engine
+# that ended is started again after less.
+DEGRADED = 30
 CHANCES = 2  # restarts after another end, such as a kill, before it counts as a crash loop
 
 
@@ -179,10 +184,18 @@ def wait(container: str, path: str, timeout: float) -> dict[str, object]:
     """Wait for a 200; raises DockerError with the reason when it cannot come any more."""
     started = time.monotonic()
     first = state_of(container)
+    degraded = 0.0
     while True:
         status, answer = ask(path)
         waited = time.monotonic() - started
-        if status == 200:
+        if status == 200 and answer.get("status") == "degraded":
+            degraded += 0 if answer.get("loading") else PAUSE
+            if degraded > DEGRADED or waited > timeout:
+                raise DockerError(
+                    f"{container}: {reason(answer)} (after {waited:.0f} s a model of a cloud still "
+                    f"answers in the place of the NAS's own; the container goes on)"
+                )
+        elif status == 200:
             return {"seconds": round(waited, 1), "answer": answer}
         state = state_of(container)
         if not state.alive:

@@ -70,8 +70,9 @@ now:
 assistant:
   description: C(state) of the container (V(missing) where there is none, V(unknown) where Docker
     does not say, with the C(problem)), C(since) when, C(restarts), C(image), C(version); whether
-    the service is C(ready), and the C(reason) why not; its C(models); whether it is C(drained),
-    and whether a rollout did not end and it is C(unproved).
+    the service is C(ready), and the C(reason) why not; why it is C(degraded), such that a cloud
+    answers in the place of its own model; its C(models); whether it is C(drained), and whether a
+    rollout did not end and it is C(unproved).
   type: dict
   returned: success
 front:

@@ -195,7 +195,27 @@ def test_nobody_answers(tmp_path: Path) -> None:
     found = condition.assistant("no-such-container", str(tmp_path / "none.sock"))
     assert (found["state"], found["ready"], found["models"]) == ("missing", False, [])
     assert "none.sock" in found["reason"]
+    assert found["degraded"] == ""
     assert condition.front("https://127.0.0.1:1/readyz")["status"] == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, {"status": "ready", "models": ["default"]}, (True, "", "")),
+        (200, {"status": "degraded", "models": [], "reason": "gone"}, (True, "", "gone")),
+        (503, {"error": {"message": "it loads"}}, (False, "it loads", "")),
+    ],
+)
+def test_what_the_service_says(
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    body: dict[str, object],
+    expected: tuple[bool, str, str],
+) -> None:
+    monkeypatch.setattr(condition.gateway, "ask", lambda _: (status, body))
+    found = condition.assistant("no-such-container", "/socket")
+    assert (found["ready"], found["reason"], found["degraded"]) == expected
 
 
 def test_a_part_that_cannot_be_looked_at_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

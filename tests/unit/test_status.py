@@ -14,7 +14,7 @@ NOW = 1_800_000_000
 DAY, GIB = 86400, 1 << 30
 ASSISTANT = {"state": "running", "problem": "", "since": NOW - DAY, "restarts": 0, "image": "x:1"}
 ASSISTANT |= {"version": "0.1.0", "ready": True, "reason": "", "models": ["default", "large"]}
-ASSISTANT |= {"drained": False, "unproved": False}
+ASSISTANT |= {"drained": False, "unproved": False, "degraded": ""}
 COPY = {"name": "offsite", "run": NOW - DAY, "success": NOW - DAY, "cause": "", "points": 7}
 COPY |= {"due": NOW - DAY - 60, "drill_due": NOW - 99, "drill_run": NOW - 9, "drill_cause": ""}
 COPY |= {"drill_success": NOW - 9, "old": 0}
@@ -96,6 +96,10 @@ ILL: list[tuple[dict[str, Any], str, str, str]] = [
     (
         {"assistant": ASSISTANT | {"ready": False, "reason": "it loads"}},
         *("assistant", "bad", "running, it loads"),
+    ),
+    (
+        {"assistant": ASSISTANT | {"degraded": "x.gguf does not exist"}},
+        *("assistant", "warning", "degraded, x.gguf does not exist"),
     ),
     (
         {"assistant": ASSISTANT | {"ready": False, "state": "unknown", "problem": "no daemon"}},
