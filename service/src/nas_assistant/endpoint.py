@@ -30,9 +30,10 @@ from nas_assistant.errors import ApiError, bad_request, unavailable
 from nas_assistant.generation import Generation
 from nas_assistant.keys import ApiKey
 from nas_assistant.meter import Meter
-from nas_assistant.middleware import KEY, SERVED_BY
+from nas_assistant.middleware import KEY, REQUEST_ID, SERVED_BY, credentials
 from nas_assistant.settings import LONGEST_TO_CLOUD, Settings
 from nas_assistant.streams import rewrite, say_who, without_usage
+from nas_assistant.transcript import Transcript
 
 MAX_BODY = 4 << 20
 _BODY_SECONDS = 60
@@ -65,13 +66,16 @@ class _Elsewhere(Exception):
 
 @dataclass
 class _Exchange:
-    """A request, and whether its answer has begun: then no other model can give one."""
+    """A request, and whether its answer has begun: then no other model can give one.
+    ``transcript``: what the log is to have of it; none unless that was switched on.
+    """
 
     generation: Generation
     key: ApiKey
     scope: Scope
     receive: Receive
     send: Send
+    transcript: Transcript | None = None
     begun: bool = False
 
 
@@ -97,6 +101,9 @@ class Endpoint:
         body = await _read_body(Request(scope, receive))
         exchange = _Exchange(self._parse(body), scope[KEY], scope, receive, send)
         del body  # it may wait for long
+        if self._settings.log_text:
+            secret = credentials(scope)[1]
+            exchange.transcript = Transcript(exchange.generation.body, secret)
         answering = asyncio.ensure_future(self._answer(exchange))
         leaving = asyncio.ensure_future(_client_left(receive))
         try:
@@ -108,6 +115,8 @@ class Endpoint:
             for task in (answering, leaving):
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
+            if exchange.transcript:
+                exchange.transcript.log(scope[REQUEST_ID], exchange.key.name)
 
     async def _answer(self, exchange: _Exchange) -> None:
         name = exchange.generation.model or self._default()
@@ -234,6 +243,8 @@ class Endpoint:
 
     async def _exchange(self, exchange: _Exchange, model: Model, call: Call) -> None:
         meter = Meter(len(call.body))
+        if exchange.transcript:
+            exchange.transcript.begin(model.name, model.served_by)
         async with self._engine.generate(call) as answer:
             if answer.status != 200:
                 error = answer.explain(await answer.read())
@@ -246,6 +257,8 @@ class Endpoint:
                 return
             body = await answer.read()
             meter.feed(body)
+            if exchange.transcript:
+                exchange.transcript.feed(body)
             answer.outcome = meter.outcome(200)
         response = Response(
             say_who(body, model.served_by), 200, {SERVED_BY: model.served_by}, "application/json"
@@ -283,6 +296,8 @@ async def _stream(answer: EngineAnswer, meter: Meter, exchange: _Exchange, serve
             if end > 1:
                 events, held = held[:end], held[end:]
                 meter.feed(events)
+                if exchange.transcript:
+                    exchange.transcript.feed(events)
                 answer.outcome = meter.outcome(CLIENT_GONE)
                 if exchange.generation.wants_usage:
                     events = say_who(events, served_by)

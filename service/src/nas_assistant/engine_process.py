@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -31,6 +32,11 @@ _POLL_SECONDS = 0.1
 _START_SECONDS = 600
 _STOP_SECONDS = 5
 _KEPT_LINES = 5
+# What an engine writes when it gives up: a place in its source, or what it could not have.
+_OF_ITS_CODE = re.compile(
+    r"\S+\.(?:c|cc|cpp|cu|h|hpp):\d+: |terminate called after |"
+    r"(?:[\d.]+ [EW] )?(?:ggml|llama)_\w+: failed to allocate "
+)
 _PROBE_SECONDS = 5
 _PROBES_MISSED = 3
 # A slow NAS takes a minute for a batch of a long prompt, and looks at its queue after it.
@@ -79,6 +85,7 @@ class EngineProcess:
         self._api_key = secrets.token_urlsafe(32)
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._serves = False
         self._last_lines: deque[str] = deque(maxlen=_KEPT_LINES)
 
     @property
@@ -107,6 +114,7 @@ class EngineProcess:
                 await asyncio.sleep(_POLL_SECONDS)
         loaded = time.monotonic()
         await self._warm_up()
+        self._serves = True
         log(
             logging.INFO,
             "engine_ready",
@@ -266,9 +274,13 @@ class EngineProcess:
             if not line:
                 return
             text = line.decode("utf-8", "replace").strip()
-            if text:
+            if text and self._may_be_kept(text):
                 self._last_lines.append(text[:200])
                 log(logging.DEBUG, "engine_output", text)
+
+    def _may_be_kept(self, line: str) -> bool:
+        """Once it serves, what it writes may quote what somebody asked."""
+        return self._settings.log_text or not self._serves or bool(_OF_ITS_CODE.match(line))
 
 
 def _environ() -> dict[str, str]:

@@ -24,6 +24,7 @@ from nas_assistant.logs import log
 # Printable, short, and without anything that could forge a log line or a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 KEY = "nas_assistant.key"
+REQUEST_ID = "nas_assistant.request_id"
 # The header that says who gave an answer, see Model.served_by.
 SERVED_BY = "x-served-by"
 
@@ -31,6 +32,12 @@ SERVED_BY = "x-served-by"
 def error_response(error: ApiError) -> Response:
     """``error`` as a response in the API's error shape."""
     return Response(error.body(), error.status, error.headers, "application/json")
+
+
+def credentials(scope: Scope) -> tuple[str, str]:
+    """What a request shows: the scheme, and the secret."""
+    scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
+    return scheme, secret.strip()
 
 
 class RequestLog:
@@ -48,6 +55,7 @@ class RequestLog:
         started = time.perf_counter()
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        scope[REQUEST_ID] = request_id
         status, sent = CLIENT_GONE, 0
         served_by = None
 
@@ -113,8 +121,8 @@ class ApiKeyGuard:
 
     def _refusal(self, scope: Scope, for_admins: bool) -> ApiError | None:
         """Note the request's key; return what is wrong with it."""
-        scheme, _, secret = Headers(scope=scope).get("authorization", "").partition(" ")
-        key = self._ring.find(secret.strip()) if scheme.lower() == "bearer" else None
+        scheme, secret = credentials(scope)
+        key = self._ring.find(secret) if scheme.lower() == "bearer" else None
         if key is None or key.expired(datetime.now(UTC)):
             message = "You didn't provide an API key."
             if key is not None:

@@ -84,6 +84,12 @@ class Supervisor:
         """Serve until a signal comes; return the exit code. Raises StartRefused when an engine does
         not start.
         """
+        if self._settings.log_text:
+            log(
+                logging.WARNING,
+                "text_is_logged",
+                "log_text = yes: this log has what is asked and answered, of every key",
+            )
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -23,7 +23,7 @@ from nas_assistant.child import die_with_parent
 from nas_assistant.front import FRONT_FD
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing
-from nas_assistant.logs import configure
+from nas_assistant.logs import configure, quote_nothing
 from nas_assistant.settings import Settings
 from nas_assistant.worker_engine import WorkerEngine
 
@@ -41,6 +41,8 @@ def application() -> Starlette:
     private_dir = Path(os.environ[PRIVATE_DIR])
     ring = KeyRing()
     settings = Settings.load(private_dir / CONFIG_COPY, os.environ)
+    if not settings.log_text:
+        quote_nothing()
     engine = WorkerEngine(private_dir / CONTROL_SOCKET, ring, _leave, settings.upstreams)
     return create_app(settings, engine, ring)
 
