@@ -126,6 +126,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_MIN_STAY", 0.1)
     StandIn.running.clear()
     StandIn.broken.clear()
+    StandIn.most = 0
 
 
 @asynccontextmanager
@@ -316,6 +317,33 @@ def test_others_make_room(
         assert StandIn.running == ["default"]
         assert await service.ask("default") == "/default.sock"
         assert await service.ask("large") == "/large.sock"
+
+    run(write(LARGE, queue=8), check)
+
+
+def test_room_is_kept_for_one_that_is_being_read(
+    write: Callable[..., Settings], models: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until another one is asked for, as if it were there."""
+    (models / FILE).write_bytes(WHOLE)
+    (models / "large.gguf").write_bytes(OTHER)
+    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
+    may_end = threading.Event()
+
+    def verify(model: CheckedModel) -> None:
+        if model.settings.name == "default":
+            may_end.wait(10)
+
+    monkeypatch.setattr(CheckedModel, "verify", verify)
+
+    async def check(service: Running) -> None:
+        await until(lambda: LOADING in service.client.state.degraded)
+        assert await service.ask("large") == "/large.sock"
+        may_end.set()
+        assert await service.ask("default") == "/default.sock"
+        assert not service.client.state.degraded
+        assert not service.client.state.loading
+        assert StandIn.most == 1
 
     run(write(LARGE, queue=8), check)
 
