@@ -286,7 +286,9 @@ def test_while_it_is_read_a_restart_waits_so_long(
         may_end.set()
 
 
-def test_neither_can(write: Callable[..., Settings], run: Run) -> None:
+def test_neither_can(
+    write: Callable[..., Settings], run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
     async def check(service: Running) -> None:
         await service.until_degraded(MODEL_IS_GONE)
         for _ in range(3):
@@ -298,7 +300,10 @@ def test_neither_can(write: Callable[..., Settings], run: Run) -> None:
         service.upstreams.replace_keys({"example": UpstreamKey("sk-other", "")})
         await service.until_degraded(MODEL_IS_GONE)
 
+    caplog.set_level(logging.INFO)
     run(write(), check)
+    events = [vars(record).get("event") for record in caplog.records]
+    assert (events.count("degraded"), events.count("degraded_no_more")) == (2, 0)
 
 
 def test_others_make_room(

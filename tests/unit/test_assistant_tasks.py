@@ -49,6 +49,16 @@ def test_what_the_configuration_needs_is_there_before_it(way_in: str) -> None:
     assert keys < written
 
 
+@pytest.mark.parametrize("way_in", ["main.yml", "change_models.yml"])
+@pytest.mark.parametrize("on", [True, False])
+def test_each_run_warns_of_text_in_the_log(way_in: str, on: bool) -> None:
+    (task,) = [task for task in in_order(load(way_in)) if "log_text" in str(task)]
+    environment = jinja2.Environment(autoescape=True)
+    environment.filters["bool"] = bool
+    assert environment.compile_expression(task["when"])(__assistant_server={"log_text": on}) is on
+    assert "assistant_server.log_text=true" in task["ansible.builtin.debug"]["msg"]
+
+
 @pytest.mark.parametrize(
     ("mode", "variant", "tried"),
     [

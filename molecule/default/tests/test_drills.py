@@ -420,11 +420,15 @@ def test_hybrid_asks_another_api_and_local_takes_the_way_out_away(
 ) -> None:
     url, certificates = other_api
     neighbour = {"url": url, "key": key, "certificates": certificates}
+    lab = yaml.safe_load(MODELS.read_text("utf-8"))
+    models = lab["assistant_models"]
     wishes: dict[str, Any] = {
         "assistant_mode": "hybrid",
         "assistant_upstreams": {"neighbour": neighbour},
+        "assistant_server": {**lab["assistant_server"], "log_text": True},
         "assistant_models": {
-            **yaml.safe_load(MODELS.read_text("utf-8"))["assistant_models"],
+            **models,
+            "default": {**models["default"], "fallback": "remote"},
             "remote": {"upstream": "neighbour", "model": "large", "kind": "text"},
         },
     }
@@ -441,7 +445,27 @@ def test_hybrid_asks_another_api_and_local_takes_the_way_out_away(
     inside = client.post("/v1/completions", json={"model": "large", **body})
     assert inside.headers["x-served-by"] == "local"
     assert inside.json()["choices"] == outside.json()["choices"]
-    assert "changed=0" in playbook("assistant", **wishes).stdout
+    again = playbook("assistant", **wishes).stdout
+    assert "changed=0" in again
+    assert "assistant_server.log_text=true" in again
+    log = [json.loads(line) for line in host.check_output("docker logs nas-assistant").splitlines()]
+    # Once asked here in the name of the other API, and once as what it is.
+    asked = [line["asked"] for line in log if line["event"] == "text"]
+    assert asked.count(body["prompt"]) == 3
+    assert key not in str(log)
+
+    # Without its own model it answers all the same, until a run brings that back.
+    host.check_output(f"rm {MODEL} && docker restart nas-assistant")
+    wait_ready()
+    look = "docker exec nas-assistant /app/start.sh healthcheck"
+    told = json.loads(host.check_output(look))
+    assert (told["status"], "does not exist" in told["reason"]) == ("degraded", True)
+    assert client.post("/v1/completions", json=body).headers["x-served-by"] == "cloud:neighbour"
+    assert "degraded" in playbook("status", **wishes).stdout
+    done = playbook("models", **wishes)
+    assert done.returncode == 0, done.stdout
+    assert json.loads(host.check_output(look))["status"] == "ready"
+    assert client.post("/v1/completions", json=body).headers["x-served-by"] == "local"
     keys = "/etc/nas-assistant/keys/upstreams.json"
     assert host.check_output(f"stat -c '%U %g %a' {keys}") == "root 10001 640"
 

@@ -123,7 +123,7 @@ class ControlServer:
             level = logging.WARNING if self.loading else logging.ERROR
             instead = f"{self.stand_in!r} answers, save for keys that stay at home"
             log(level, "degraded", f"{reason}. Meanwhile {instead}", model=self.stand_in)
-        elif self.degraded and not reason:
+        elif self.degraded and not reason and not self.reason:
             log(logging.INFO, "degraded_no_more", "no other model need answer any more")
         self.degraded = reason
         self._desk.note_degraded(bool(reason))
