@@ -178,6 +178,8 @@ def run(models: Path) -> Run:
         (WHOLE[:-1], "it is truncated"),
         (b"<html>404</html>", "it does not begin with GGUF"),
         (DAMAGED, "has SHA-256"),
+        # One that makes vectors, put there by mistake.
+        (gguf_file(pooling=1, causal=False), "has SHA-256"),
     ],
 )
 def test_a_model_that_comes_back(
@@ -415,7 +417,7 @@ def test_a_file_that_is_still_written_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "file"
 
     async def check() -> None:
-        waiting = asyncio.create_task(module._until_other(path, 20))
+        waiting = asyncio.create_task(module._until_other(path, 20, ()))
         for size in range(1, 8):
             path.write_bytes(b"x" * size)
             os.utime(path, (size, size))

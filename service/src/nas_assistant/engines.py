@@ -172,31 +172,42 @@ class Engines:
 
     async def _bring_up(self, name: str) -> None:
         """Have an engine for a model that is to be there from the start, once it can be."""
-        if name not in self._models:
-            await self._until_usable(name)
-            self._room_for[name] = room = asyncio.Event()
-            self._control.changed.set()
-            await room.wait()
-        await self._until_whole(name)
-        await self._keep(name, await self._start_again(name))
-
-    async def _until_usable(self, name: str) -> None:
-        """Check a model again when its file is another, and now and then, until it can be used."""
         assert self._checked.watched is not None
         path = self._checked.watched / self._settings.models[name].file
-        while name not in self._models:
-            await _until_other(path, _CHECK_AGAIN)
+        while True:
+            if name not in self._models:
+                await self._until_usable(name, path, self._checked.watched)
+                self._room_for[name] = room = asyncio.Event()
+                self._control.changed.set()
+                await room.wait()
+            looked_like = _identity(path)
             try:
-                found = await asyncio.to_thread(self._check_again, self._checked.watched)
+                await self._verify(name)
+                break
+            except StartRefused as error:
+                log(logging.ERROR, "model_damaged", str(error), model=name)
+                self._give_up(name, str(error))
+            # What comes in its place may be of another size and kind: the file may be another's.
+            await _until_other(path, _READ_AGAIN, looked_like)
+        await self._keep(name, await self._start_again(name))
+
+    async def _until_usable(self, name: str, path: Path, folder: Path) -> None:
+        """Check a model again when its file is another, and now and then, until it can be used."""
+        while name not in self._models:
+            looked_like = _identity(path)
+            try:
+                found = await asyncio.to_thread(self._check_again, folder)
                 reason = found.unusable.get(name, "")
             except (StartRefused, OSError) as error:
                 reason = str(error)
             if not reason:
                 self._take(name, found)
-            elif reason != self._unusable[name]:
+                return
+            if reason != self._unusable[name]:
                 self._unusable[name] = reason
                 log(logging.ERROR, "model_unusable", reason, model=name)
                 self._publish()
+            await _until_other(path, _CHECK_AGAIN, looked_like)
 
     def _check_again(self, folder: Path) -> Checked:
         return check_start(self._settings, folder, self._build, lenient=True)
@@ -209,6 +220,14 @@ class Engines:
         self._control.kinds[name] = found.models[name].model.kind
         del self._unusable[name]
         self._load_later(name)
+        self._publish()
+
+    def _give_up(self, name: str, reason: str) -> None:
+        """Have a model no more that is not what it was taken for."""
+        self._pool.unloaded(name)
+        del self._models[name], self._lost[name]
+        self._loading.discard(name)
+        self._unusable[name] = reason
         self._publish()
 
     def _load_later(self, name: str) -> None:
@@ -320,11 +339,10 @@ def _demand(model: CheckedModel) -> Demand:
     return Demand(model.need.own, model.settings.pinned)
 
 
-async def _until_other(path: Path, seconds: float, before: tuple[int, ...] | None = None) -> None:
-    """Wait until a file is not what it was ``before``, or now, and is not being written any more;
-    so many seconds at most.
+async def _until_other(path: Path, seconds: float, before: tuple[int, ...]) -> None:
+    """Wait until a file is not what it was ``before``, and is not being written any more; so many
+    seconds at most.
     """
-    before = _identity(path) if before is None else before
     until = time.monotonic() + seconds
     last = before
     # Nothing tells of a change.
