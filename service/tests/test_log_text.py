@@ -63,15 +63,18 @@ PATHS: list[tuple[dict[str, Any] | bytes, FakeEngine, int, str | None]] = [
 ]
 
 
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+@pytest.fixture(autouse=True)
+def written() -> Iterator[io.StringIO]:
     """What a gateway process writes, on the level that has most."""
     written, root = io.StringIO(), logging.getLogger()
     handler = logging.StreamHandler(written)
     handler.setFormatter(JsonFormatter())
-    monkeypatch.setattr(root, "handlers", [handler])
-    monkeypatch.setattr(root, "level", logging.DEBUG)
-    return written
+    before, level = root.handlers, root.level
+    root.handlers = [handler]
+    root.setLevel(logging.DEBUG)
+    yield written
+    root.handlers = before
+    root.setLevel(level)
 
 
 Open = Callable[..., TestClient]

@@ -62,11 +62,14 @@ async function askKey(sentence = '') {
   if (entered) $('heading').focus();
 }
 
-const condition = ({ reason, degraded }) => (reason ? 'notReady' : degraded ? 'degraded' : 'ready');
+function condition() {
+  if (status.reason) return say('notReady', status);
+  return status.degraded ? say('degraded', status) : say('ready');
+}
 
 function show() {
   const well = !trouble && !status.reason && !status.degraded;
-  const sentence = trouble ? sayNote(trouble) : say(condition(status), status);
+  const sentence = trouble ? sayNote(trouble) : condition();
   const lines = [element('p', { id: 'sentence' }, sentence)];
   if (trouble && status) lines.push(element('p', {}, say('age', { age: ago(Date.now() - came) })));
   if (status?.not_written) {
