@@ -6,6 +6,7 @@ import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from nas_assistant.engine import Call
 from nas_assistant.keys import ApiKey, Role
-from nas_assistant.settings import Settings
+from nas_assistant.settings import AUTO, Settings
 
 from .browser import Browser, find_chromium
 from .website import Server, Visits
@@ -39,6 +40,13 @@ def minimal_config(**server: object) -> str:
     lines = ["[server]", *(f"{key} = {value}" for key, value in server.items())]
     lines += ["[model:default]", "file = tiny.gguf", f"sha256 = {'0' * 64}"]
     return "\n".join(lines) + "\n"
+
+
+def settled(settings: Settings) -> Settings:
+    """With figures in the place of what is worked out from memory and models; it has none yet."""
+    assert (settings.slots, settings.cache_mib) == (AUTO, AUTO)
+    models = {name: replace(each, context=2048) for name, each in settings.models.items()}
+    return replace(settings, slots=4, cache_mib=128, models=models)
 
 
 HYBRID = """
@@ -87,15 +95,18 @@ def gguf_file(
     data: int = 64,
     pooling: int = 0,
     causal: bool = True,
+    layers: int = 1,
 ) -> bytes:
-    """A whole GGUF file of one layer: metadata, one float tensor of 16 values, its data."""
+    """A whole GGUF file: metadata, one float tensor of 16 values, its data. A token of context
+    takes 128 bytes in each layer.
+    """
     entries = [
         gguf_string("general.architecture") + struct.pack("<I", 8) + gguf_string("llama"),
         *(
             gguf_string(f"llama.{key}") + struct.pack("<II", 4, value)
             for key, value in {
                 "context_length": context,
-                "block_count": 1,
+                "block_count": layers,
                 "embedding_length": 64,
                 "attention.head_count": 4,
                 "attention.head_count_kv": 2,
@@ -131,7 +142,7 @@ def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]
     config = tmp_path_factory.mktemp("config") / "config.ini"
     config.write_text(minimal_config(mode="hybrid") + HYBRID, encoding="utf-8")
     user = api_key("child", USER_SECRET, role=Role.USER)
-    server = Server(Settings.load(config, {}), [api_key(), user])
+    server = Server(settled(Settings.load(config, {})), [api_key(), user])
     yield server
     server.close()
 

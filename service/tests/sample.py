@@ -39,7 +39,7 @@ class Service:
             name: CheckedModel(model, folder / model.file, Model(name, Kind.CHAT, 1), _NEED, 2)
             for name, model in settings.models.items()
         }
-        checked = Checked(models, {"damaged": "damaged.gguf is truncated"}, room=1 << 30)
+        checked = Checked(settings, models, {"damaged": "damaged.gguf is truncated"}, 1 << 30)
         control = ControlServer(self.desk, {})
         engines = Engines(settings, checked, "wheel", folder, self.desk, control)
         self._handlers = list(logging.getLogger("nas_assistant").handlers)

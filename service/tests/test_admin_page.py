@@ -18,7 +18,7 @@ from nas_assistant.engine import EngineUnavailable
 from nas_assistant.memory import MIB
 from nas_assistant.settings import Settings
 
-from .conftest import HYBRID, SECRET, USER_SECRET, api_key, minimal_config
+from .conftest import HYBRID, SECRET, USER_SECRET, api_key, minimal_config, settled
 from .fake_engine import FakeEngine
 from .sample import Service
 from .website import Server, Visit, Visits
@@ -63,7 +63,7 @@ def status(tmp_path: Path) -> dict[str, Any]:
             expires="2020-02-29",
         ),
     ]
-    service = Service(Settings.load(config, {}), tmp_path, keys)
+    service = Service(settled(Settings.load(config, {})), tmp_path, keys)
     status: dict[str, Any] = json.loads(service.status.text(""))
     service.close()
     default, vectors = status["models"]
@@ -189,7 +189,7 @@ def test_who_answers_elsewhere(
 ) -> None:
     config = tmp_path / "hybrid.ini"
     config.write_text(minimal_config(mode="hybrid") + HYBRID, encoding="utf-8")
-    service = Service(Settings.load(config, {}), tmp_path, [api_key()])
+    service = Service(settled(Settings.load(config, {})), tmp_path, [api_key()])
     status: dict[str, Any] = json.loads(service.status.text(""))
     service.close()
     tell(status)

@@ -11,7 +11,7 @@ import pytest
 from nas_assistant import checks
 from nas_assistant.checks import StartRefused, check_start
 from nas_assistant.engine import Kind
-from nas_assistant.settings import Settings
+from nas_assistant.settings import AUTO, Settings
 
 from .conftest import gguf_file, minimal_config
 
@@ -83,7 +83,8 @@ def test_what_becomes_of_its_vectors_says_what_a_model_is_for(
         (b"<html>404</html>", "", "not a usable GGUF file: it does not begin with GGUF. Fetch it"),
         (gguf_file()[:-1], "", "it is truncated: "),
         (gguf_file()[:200], "", "truncated"),
-        (gguf_file(context=512), "", "was trained for 512"),
+        (gguf_file(context=255), "", "was trained for 255 tokens; at least 256 are of use"),
+        (gguf_file(context=512), "context = 2048\n", "was trained for 512"),
         (gguf_file(context=1 << 20), "context = 1000000\n[engine]\nslots = 64\n", "KV cache "),
     ],
 )
@@ -169,20 +170,57 @@ def test_others_are_checked_and_may_be_unusable(
     with pytest.raises(StartRefused, match=r"gone\.gguf does not exist"):
         check_start(load(data, other("gone", data, "pinned = yes")), models_dir, "source")
     more = other("fine", gguf_file(context=8192), "pinned = yes")
-    settings = load(data, more)
-    assert len(check_start(settings, models_dir, "source").at_start(settings)) == 2
+    assert len(check_start(load(data, more), models_dir, "source").at_start) == 2
     monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
-    with pytest.raises(StartRefused, match=r"need default \d+ \+ fine \d+ = \d+ MiB beside"):
+    settings = load(data, more + "[engine]\nslots = 4\ncache_mib = 128\n")
+    refusal = (
+        r"need default 256 \+ fine 256 = 511 MiB beside the gateway, but the container's limit is "
+        r"600 MiB\. Pin fewer\. With cache_mib = 0 it would fit; or raise the limit to 671 MiB$"
+    )
+    with pytest.raises(StartRefused, match=refusal):
         check_start(settings, models_dir, "source")
+    # Left to be worked out, they fit: the prompt cache of each is smaller.
+    found = check_start(load(data, more), models_dir, "source")
+    assert sum(each.need.own for each in found.at_start) <= found.room
+    assert found.settings.slots == 4
+    assert 16 <= found.settings.cache_mib < 128
 
 
 def test_one_that_would_fit_is_named(
     models_dir: Path, load: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    huge, small = gguf_file(context=1 << 20), gguf_file()
+    huge, small = gguf_file(layers=2048), gguf_file()
     (models_dir / "tiny.gguf").write_bytes(huge)
     (models_dir / "small.gguf").write_bytes(small)
     monkeypatch.setattr(checks, "available_memory", lambda: (500 << 20, "the container's limit"))
-    settings = load(huge, "context = 900000\n" + other("small", small))
-    with pytest.raises(StartRefused, match=r"choose a smaller model \('small' fits\), or raise"):
+    settings = load(huge, other("small", small))
+    refusal = (
+        r"^model 'default' needs weights 1 \+ KV cache 512 \+ requests 8 \+ engine 96 "
+        r"\+ gateway 160 = 776 MiB, but the container's limit is 500 MiB\. Choose a smaller model "
+        r"\('small' fits\); or raise the limit to 776 MiB$"
+    )
+    with pytest.raises(StartRefused, match=refusal):
         check_start(settings, models_dir, "source")
+
+
+def test_what_was_worked_out_is_in_all_that_is_checked(
+    models_dir: Path, load: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, fine = gguf_file(layers=512), gguf_file(context=512)
+    (models_dir / "tiny.gguf").write_bytes(data)
+    (models_dir / "fine.gguf").write_bytes(fine)
+    monkeypatch.setattr(checks, "available_memory", lambda: (927 << 20, "the container's limit"))
+    settings = load(data, other("fine", fine) + other("gone", fine))
+    checked = check_start(settings, models_dir, "source")
+    assert (checked.settings.slots, checked.settings.cache_mib) == (4, 128)
+    contexts = {name: each.context for name, each in checked.settings.models.items()}
+    assert contexts == {"default": 2048, "fine": 512, "gone": AUTO}
+    for name, each in checked.models.items():
+        assert each.settings is checked.settings.models[name]
+    default = checked.models["default"]
+    assert default.need.kv_cache == 4 * 128 << 20
+    assert default.sizing.startswith("4 slots of 2048 tokens")
+    assert checked.limit == "the container's limit is 927 MiB"
+    assert checked.models["fine"].sizing.endswith("; it was trained for 512")
+    # Nothing that was asked for is another one afterwards.
+    assert (settings.slots, settings.models["default"].context) == (AUTO, AUTO)

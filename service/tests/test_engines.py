@@ -28,7 +28,7 @@ from nas_assistant.metrics import Metrics
 from nas_assistant.settings import Settings
 from nas_assistant.state import Ledger
 
-from .conftest import api_key, call_of, minimal_config
+from .conftest import api_key, call_of, minimal_config, settled
 
 NAMES = ("default", "large", "other")
 
@@ -69,7 +69,7 @@ class StandIn:
 @pytest.fixture
 def settings(write_config: Callable[[str], Path]) -> Settings:
     extra = [f"[model:{name}]\nfile = {name}.gguf\nsha256 = {'1' * 64}" for name in NAMES[1:]]
-    return Settings.load(write_config(minimal_config() + "\n".join(extra)), {})
+    return settled(Settings.load(write_config(minimal_config() + "\n".join(extra)), {}))
 
 
 @asynccontextmanager
@@ -85,7 +85,7 @@ async def running(settings: Settings, path: Path) -> AsyncIterator[tuple[Control
         )
         for name in NAMES
     }
-    checked = Checked(models, {"damaged": "it is damaged"}, room=20)
+    checked = Checked(settings, models, {"damaged": "it is damaged"}, room=20)
     desk = Desk(Admission(1, 8), KeyRing([api_key()]), Ledger(path), Metrics())
     control = ControlServer(desk, {})
     await control.start(path / "control.sock")

@@ -28,7 +28,7 @@ from nas_assistant.keys import KeyRing, Role
 from nas_assistant.logs import JsonFormatter
 from nas_assistant.settings import Settings
 
-from .conftest import SECRET, api_key, minimal_config
+from .conftest import SECRET, api_key, minimal_config, settled
 from .fake_engine import DIED, FakeEngine
 
 AUTH = {"Authorization": f"Bearer {SECRET}"}
@@ -52,7 +52,7 @@ def named(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def settings(write_config: Callable[[str], Path]) -> Settings:
-    return Settings.load(write_config(minimal_config() + LARGE), {})
+    return settled(Settings.load(write_config(minimal_config() + LARGE), {}))
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def all_kinds(write_config: Callable[[str], Path]) -> Iterator[tuple[TestClient,
     engine = FakeEngine(b'{"data":[],"usage":{"prompt_tokens":5,"total_tokens":5}}')
     engine.state = EngineState(True, "", {**engine.state.models, **OTHERS})
     text = minimal_config() + "".join(LARGE.replace("large", name) for name in OTHERS)
-    settings = Settings.load(write_config(text), {})
+    settings = settled(Settings.load(write_config(text), {}))
     with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
         yield client, engine
 

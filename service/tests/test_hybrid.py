@@ -29,7 +29,7 @@ from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing, Role
 from nas_assistant.settings import LONGEST_TO_CLOUD, Settings
 
-from .conftest import HYBRID, SECRET, api_key, minimal_config
+from .conftest import HYBRID, SECRET, api_key, minimal_config, settled
 from .fake_engine import FakeEngine
 
 CHAT = "/v1/chat/completions"
@@ -70,7 +70,7 @@ class TwoEngines(FakeEngine):
 def settings(write_config: Callable[[str], Path]) -> Settings:
     text = minimal_config(mode="hybrid", fallback_after=7) + "fallback = smart\n" + HYBRID
     text += "[model:vectors]\nupstream = example\nkind = embedding\n"
-    return Settings.load(write_config(text), {})
+    return settled(Settings.load(write_config(text), {}))
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ def test_an_event_that_does_not_end(client: TestClient, engines: TwoEngines) -> 
 
 
 def test_models_that_the_mode_leaves_out(write_config: Callable[[str], Path]) -> None:
-    settings = Settings.load(write_config(minimal_config() + HYBRID), {})
+    settings = settled(Settings.load(write_config(minimal_config() + HYBRID), {}))
     headers = {"Authorization": f"Bearer {SECRET}"}
     with TestClient(create_app(settings, FakeEngine(HERE), KEYS), headers=headers) as client:
         response = client.post(CHAT, json=HELLO | {"model": "smart"})

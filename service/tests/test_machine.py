@@ -16,7 +16,7 @@ from nas_assistant.gguf import read_head
 from nas_assistant.memory import MIB, gateway_need, memory_need
 from nas_assistant.settings import Settings
 
-from .conftest import HYBRID, gguf_file, minimal_config
+from .conftest import HYBRID, gguf_file, minimal_config, settled
 
 GIB = 1 << 30
 MEMINFO = {"proc/meminfo": "MemTotal: 8388608 kB\n"}
@@ -115,7 +115,7 @@ def test_cpu(tmp_path: Path, text: str, machine: str, missing: tuple[str, ...]) 
 def test_memory_arithmetic(tmp_path: Path, write_config: Callable[[str], Path]) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(gguf_file())
-    settings = Settings.load(write_config(minimal_config()), {})
+    settings = settled(Settings.load(write_config(minimal_config()), {}))
     need = memory_need(read_head(path), 10 * MIB, settings.models["default"], settings)
     # One layer, two KV heads of 16 values for keys and as many for values, two bytes each.
     assert need.kv_cache == 2 * (16 + 16) * 2 * 2048 * 4

@@ -20,7 +20,7 @@ from nas_assistant.keys import KeyRing
 from nas_assistant.openapi import describe
 from nas_assistant.settings import Settings
 
-from .conftest import SECRET, api_key, minimal_config
+from .conftest import SECRET, api_key, minimal_config, settled
 from .fake_engine import FakeEngine
 
 CHAT_PATH = "/v1/chat/completions"
@@ -28,7 +28,7 @@ CHAT_PATH = "/v1/chat/completions"
 
 @pytest.fixture
 def client(write_config: Callable[[str], Path]) -> Iterator[TestClient]:
-    settings = Settings.load(write_config(minimal_config()), {})
+    settings = settled(Settings.load(write_config(minimal_config()), {}))
     app = create_app(settings, FakeEngine(b"{}"), KeyRing([api_key()]))
     with TestClient(app, headers={"Authorization": f"Bearer {SECRET}"}) as client:
         yield client

@@ -22,7 +22,7 @@ from nas_assistant.openapi import describe
 from nas_assistant.reference import reference
 from nas_assistant.settings import Settings
 
-from .conftest import api_key, minimal_config
+from .conftest import api_key, minimal_config, settled
 from .fake_engine import FakeEngine
 
 WEB = Path(pages.__file__).with_name("web")
@@ -35,7 +35,7 @@ API_PAGE = reference(describe())
 
 @pytest.fixture
 def client(write_config: Callable[[str], Path]) -> Iterator[TestClient]:
-    settings = Settings.load(write_config(minimal_config()), {})
+    settings = settled(Settings.load(write_config(minimal_config()), {}))
     with TestClient(create_app(settings, FakeEngine(), KeyRing([api_key()]))) as client:
         yield client
 

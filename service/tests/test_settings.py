@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nas_assistant.addresses import TcpAddress, UnixAddress, parse_api_url
-from nas_assistant.settings import Settings, SettingsError
+from nas_assistant.settings import AUTO, Settings, SettingsError, write_worked_out
 
 from .conftest import HYBRID, minimal_config
 
@@ -20,11 +20,45 @@ def test_defaults(write_config: Write) -> None:
     settings = Settings.load(write_config(minimal_config()), {})
     assert settings.bind == (TcpAddress("0.0.0.0", 8000),)
     assert (settings.workers, settings.timeout, settings.queue) == (2, 120, 32)
-    assert (settings.threads, settings.slots, settings.cache_mib) == (0, 4, 128)
+    assert (settings.threads, settings.slots, settings.cache_mib) == (0, AUTO, AUTO)
     assert settings.access_log
-    assert settings.models["default"].context == 2048
+    assert settings.models["default"].context == AUTO
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.workers = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("context", "slots", "cache", "read"),
+    [
+        ("auto", "auto", "auto", (AUTO, AUTO, AUTO)),
+        ("4096", "auto", "auto", (4096, AUTO, AUTO)),
+        ("auto", "1", "auto", (AUTO, 1, AUTO)),
+        ("auto", "auto", "0", (AUTO, AUTO, 0)),
+        ("256", "64", "65536", (256, 64, 65536)),
+    ],
+)
+def test_sizes_are_figures_or_auto_each_by_itself(
+    write_config: Write, context: str, slots: str, cache: str, read: tuple[int, int, int]
+) -> None:
+    engine = f"[engine]\nslots = {slots}\ncache_mib = {cache}\n"
+    settings = Settings.load(write_config(minimal_config() + f"context = {context}\n{engine}"), {})
+    assert (settings.models["default"].context, settings.slots, settings.cache_mib) == read
+
+
+@pytest.mark.parametrize("engine", ["", "[engine]\nslots = auto\nbatch = 64\n"])
+def test_workers_read_what_was_worked_out(tmp_path: Path, write_config: Write, engine: str) -> None:
+    """All else is as it was; a model that cannot be used has no figure."""
+    gone = f"[model:gone]\nfile = gone.gguf\nsha256 = {'1' * 64}\n"
+    text = minimal_config(mode="hybrid", bind="[::]:80,\n unix:/run/a.sock  ; two")
+    config = write_config(text + f"fallback = smart ; 100%\n{gone}{HYBRID}{engine}")
+    asked = Settings.load(config, {})
+    default = dataclasses.replace(asked.models["default"], context=512)
+    found = dataclasses.replace(
+        asked, slots=2, cache_mib=0, models={**asked.models, "default": default}
+    )
+    write_worked_out(found, config, tmp_path / "copy.ini")
+    assert Settings.load(tmp_path / "copy.ini", {}) == found
+    assert Settings.load(config, {}) == asked
 
 
 def test_addresses_and_inline_comment(write_config: Write) -> None:
@@ -123,6 +157,11 @@ def test_environment_chooses_the_variant(write_config: Write) -> None:
             "chat_template = '../x': allowed: empty, or chatml",
         ),
         (minimal_config() + "context = 1\n", "context = '1': allowed: a whole number from 256"),
+        (minimal_config() + "context = Auto\n", "from 256 to 1048576, or auto"),
+        (minimal_config() + "context = -1\n", "context = '-1'"),
+        (minimal_config() + "[engine]\nslots = 0\n", "slots = '0': allowed: a whole number from 1"),
+        (minimal_config() + "[engine]\ncache_mib = all\n", "from 0 to 65536, or auto"),
+        (minimal_config() + "[engine]\nthreads = auto\n", "threads = 'auto'"),
         (minimal_config().replace("[model:default]", "[model:a b]"), "[model:a b]: allowed"),
         (minimal_config(mode="both"), "mode = 'both': allowed: local or cloud or hybrid"),
         (

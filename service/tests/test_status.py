@@ -20,7 +20,7 @@ from nas_assistant.memory import MemoryNeed
 from nas_assistant.quota import Usage
 from nas_assistant.settings import Settings
 
-from .conftest import api_key, minimal_config
+from .conftest import api_key, minimal_config, settled
 from .sample import Service
 
 CHILD = api_key("child", "sk-child", role=Role.USER, models=("default",), expires="2030-12-31")
@@ -28,7 +28,7 @@ CHILD = api_key("child", "sk-child", role=Role.USER, models=("default",), expire
 
 @pytest.fixture
 def service(write_config: Callable[[str], Path], tmp_path: Path) -> Iterator[Service]:
-    settings = Settings.load(write_config(minimal_config(queue=3)), {})
+    settings = settled(Settings.load(write_config(minimal_config(queue=3)), {}))
     service = Service(settings, tmp_path, [api_key(), CHILD])
     yield service
     service.close()

@@ -26,7 +26,7 @@ from nas_assistant.settings import Settings
 from nas_assistant.state import FILE, Ledger, audit
 from nas_assistant.supervisor import Supervisor
 
-from .conftest import HYBRID, api_key, call_of, minimal_config
+from .conftest import HYBRID, api_key, call_of, minimal_config, settled
 
 OWNER, PHONE = api_key(), api_key("phone", "sk-phone")
 
@@ -150,9 +150,9 @@ Check = Callable[[ControlClient, KeyRing, KeyFiles], Awaitable[None]]
 def make(write_config: Callable[[str], Path], files: KeyFiles) -> Callable[[], Supervisor]:
     def make() -> Supervisor:
         config = write_config(minimal_config(mode="cloud", variant="smart") + HYBRID)
-        checked, ledger = Checked({}, {}, room=0), Ledger(files.state)
-        settings = Settings.load(config, {})
-        return Supervisor(settings, config, checked, "wheel", [], None, files, ledger)
+        settings = settled(Settings.load(config, {}))
+        checked, ledger = Checked(settings, {}, {}, room=0), Ledger(files.state)
+        return Supervisor(config, checked, "wheel", [], None, files, ledger)
 
     return make
 

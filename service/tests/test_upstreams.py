@@ -22,7 +22,7 @@ from nas_assistant.state import Ledger
 from nas_assistant.upstream_keys import UpstreamKey, load
 from nas_assistant.upstreams import Upstreams
 
-from .conftest import HYBRID, api_key, call_of, minimal_config
+from .conftest import HYBRID, api_key, call_of, minimal_config, settled
 
 
 def test_a_breaker_waits_longer_each_time() -> None:
@@ -113,5 +113,5 @@ async def check(settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatc
 def test_an_upstream_that_fails_is_left_alone(
     write_config: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings.load(write_config(minimal_config(mode="hybrid") + HYBRID), {})
+    settings = settled(Settings.load(write_config(minimal_config(mode="hybrid") + HYBRID), {}))
     asyncio.run(check(settings, tmp_path, monkeypatch))

@@ -39,11 +39,12 @@ SLOTS = 4
 
 
 def configuration(folder: Path, model: Path) -> Path:
-    """Of one model, for an engine with as many slots as usual."""
+    """Of one model, for an engine with as many slots as usual; the same on every machine."""
     with model.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     path = folder / "config.ini"
-    lines = ["[engine]", f"slots = {SLOTS}", "[model:default]", f"file = {model.name}"]
+    lines = ["[engine]", f"slots = {SLOTS}", "cache_mib = 128"]
+    lines += ["[model:default]", f"file = {model.name}", "context = 2048"]
     path.write_text("\n".join([*lines, f"sha256 = {digest}"]) + "\n", encoding="utf-8")
     return path
 

@@ -21,7 +21,7 @@ from serving import Target, descendants
 
 from nas_assistant.child import child_command
 
-CONTEXT = 2048  # tokens a request, as with our default
+CONTEXT = 2048  # tokens a request, as ours has here
 _START_SECONDS = 120
 
 

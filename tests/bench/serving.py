@@ -264,12 +264,15 @@ bind = unix:{folder}/gateway.sock
 [engine]
 threads = {options.threads}
 slots = {options.slots}
+cache_mib = 128
 [model:default]
 file = {options.model.name}
 sha256 = {digest}
+context = 2048
 [model:guessing]
 file = {options.model.name}
 sha256 = {digest}
+context = 2048
 speculation = yes
 """,
         encoding="utf-8",

@@ -114,7 +114,8 @@ def _tune(options: argparse.Namespace, settings: Settings) -> int:
         if not settings.model:
             raise StartRefused("in mode cloud no model of this machine answers")
         checked = check_start(settings, options.models_dir, build)
-        print(asyncio.run(tune(settings, checked.models[settings.variant], build)))
+        model = checked.models[settings.variant]
+        print(asyncio.run(tune(checked.settings, model, build)))
     except StartRefused as error:
         return _refuse(str(error))
     return 0
@@ -151,7 +152,8 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
         if options.command == "check":
             configure("info")
         for name, model in checked.models.items():
-            log(logging.INFO, "check_passed", f"model {name!r} fits: {model.need}", engine=build)
+            said = f"model {name!r} fits: {model.need}, and {checked.limit}. {model.sizing}"
+            log(logging.INFO, "check_passed", said, engine=build)
         if options.command == "check":
             return 0
         if not keys:
@@ -160,9 +162,7 @@ def _start(options: argparse.Namespace, settings: Settings) -> int:
         front = Front(settings.front.path) if settings.front else None
         listeners = bind_all(settings.bind)
         ledger = state.Ledger(options.state_dir)
-        supervisor = Supervisor(
-            settings, options.config, checked, build, listeners, front, key_files, ledger
-        )
+        supervisor = Supervisor(options.config, checked, build, listeners, front, key_files, ledger)
         return asyncio.run(supervisor.run())
     except (StartRefused, KeysError) as error:
         return _refuse(str(error))

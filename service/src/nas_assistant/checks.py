@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from nas_assistant.cpu import missing_for_wheel
 from nas_assistant.engine import Kind, Model
 from nas_assistant.gguf import RANK, GgufError, read_head
 from nas_assistant.logs import log
-from nas_assistant.memory import MIB, MemoryNeed, gateway_need, in_mib, memory_need
-from nas_assistant.settings import ModelSettings, Settings
+from nas_assistant.memory import MIB, MemoryNeed, gateway_need, in_mib
+from nas_assistant.settings import AUTO, LEAST_CONTEXT, ModelSettings, Settings
+from nas_assistant.sizing import Candidate, Sizing
 
 
 class StartRefused(Exception):
@@ -26,13 +27,16 @@ class StartRefused(Exception):
 
 @dataclass(frozen=True)
 class CheckedModel:
-    """A model that passed every check save its digest's."""
+    """A model that passed every check save its digest's. ``sizing``: what was chosen for it, and
+    why not more.
+    """
 
     settings: ModelSettings
     path: Path
     model: Model
     need: MemoryNeed
     threads: int
+    sizing: str = ""
 
     def verify(self) -> None:
         """Compare the whole file with its digest: a damaged model answers nonsense rather than
@@ -44,33 +48,47 @@ class CheckedModel:
 @dataclass(frozen=True)
 class Checked:
     """The models that can be used by name, why others cannot, and the bytes that there are for
-    those in memory together. ``kinds``: of all whose file could be read. ``watched``: the folder of
-    the models, where the service can do without those that are to be in memory from the start, and
-    waits for them; else none.
+    those in memory together. ``settings``: with what was worked out in them; ``limit``: a few words
+    on the memory that there is; ``kinds``: of all whose file could be read. ``watched``: the folder
+    of the models, where the service can do without those that are to be in memory from the start,
+    and waits for them; else none.
     """
 
+    settings: Settings
     models: Mapping[str, CheckedModel]
     unusable: Mapping[str, str]
     room: int
+    limit: str = ""
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     watched: Path | None = None
 
-    def at_start(self, settings: Settings) -> list[CheckedModel]:
+    @property
+    def at_start(self) -> list[CheckedModel]:
         """Those that are loaded at start and can be: the chosen variant, and what is pinned."""
-        return [self.models[name] for name in settings.at_start if name in self.models]
+        return [self.models[name] for name in self.settings.at_start if name in self.models]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A model whose file is whole."""
+
+    path: Path
+    kind: Kind
+    candidate: Candidate
 
 
 def check_start(
     settings: Settings, models_dir: Path, engine_build: str, *, lenient: bool = False
 ) -> Checked:
-    """Check CPU, model files and memory. What is wrong with the chosen variant, or with one that is
-    pinned, raises StartRefused; what is wrong with another one is noted.
+    """Check CPU, model files and memory, and work out what suits that. What is wrong with the
+    chosen variant, or with one that is pinned, raises StartRefused; what is wrong with another one
+    is noted.
 
     ``lenient``: where a cloud model answers in the place of the chosen one, what is wrong with that
     is noted too, and so is what is wrong with those that are pinned. Digests are left for later.
     """
     lenient = lenient and bool(settings.stand_in)
-    models: dict[str, CheckedModel] = {}
+    found: dict[str, _Found] = {}
     unusable: dict[str, str] = {}
     if engine_build == "wheel" and settings.models:
         try:
@@ -82,53 +100,58 @@ def check_start(
     for name, model in settings.models.items():
         try:
             if name not in unusable:
-                models[name] = check_model(settings, model, models_dir)
+                found[name] = _look(model, models_dir, settings)
         except StartRefused as error:
             if name in settings.at_start and not lenient:
                 raise
             unusable[name] = str(error)
     available, source = available_memory()
     limit = f"{source} is {in_mib(available - MIB + 1)} MiB"
-    kinds = {name: found.model.kind for name, found in models.items()}
+    room = available - gateway_need(settings)
+    sizing = Sizing(settings, {name: each.candidate for name, each in found.items()}, available)
+    models = {name: _checked(name, each, sizing) for name, each in found.items()}
+    kinds = {name: each.kind for name, each in found.items()}
+    watched = models_dir if lenient else None
+    checked = Checked(sizing.settings, models, unusable, room, limit, kinds, watched)
     if settings.variant in models:
         try:
-            _check_variant(models, settings, available, limit)
+            _check_variant(checked, sizing)
         except StartRefused as error:
             if not lenient:
                 raise
             del models[settings.variant]
             unusable[settings.variant] = str(error)
-    room = available - gateway_need(settings)
     if room < 0:
         raise StartRefused(
             f"the gateway needs {in_mib(gateway_need(settings))} MiB, but {limit}. Raise the "
             "limit, or have fewer workers, or with upstreams a shorter queue or less in parallel"
         )
-    checked = Checked(models, unusable, room, kinds, models_dir if lenient else None)
     while True:
-        at_start = checked.at_start(settings)
         try:
-            _check_together(at_start, room, limit)
+            _check_together(checked, sizing)
             break
         except StartRefused as error:
             if not lenient:
                 raise
             # The last one that is pinned; the chosen one comes first, and fits alone.
-            name = at_start[-1].settings.name
+            name = checked.at_start[-1].settings.name
             del models[name]
             unusable[name] = str(error)
-    pinned = sum(found.need.own for found in at_start if found.settings.pinned)
-    for name in [name for name, found in models.items() if found not in at_start]:
+    for name in [name for name, each in models.items() if each not in checked.at_start]:
+        pinned = sizing.pinned_beside(name)
         if models[name].need.own + pinned > room:
             beside = f" beside {in_mib(pinned)} MiB that are pinned" if pinned else ""
-            unusable[name] = f"model {name!r} needs {models.pop(name).need}{beside}, but {limit}"
+            unusable[name] = (
+                f"model {name!r} needs {models.pop(name).need}{beside}, but {limit}. "
+                f"{sizing.remedy(name)}"
+            )
     if not lenient:
-        for found in at_start:
-            found.verify()
+        for each in checked.at_start:
+            each.verify()
     return checked
 
 
-def check_model(settings: Settings, model: ModelSettings, models_dir: Path) -> CheckedModel:
+def _look(model: ModelSettings, models_dir: Path, settings: Settings) -> _Found:
     """Check a model's file and its context. Raises StartRefused."""
     path = _model_path(model, models_dir)
     try:
@@ -138,22 +161,28 @@ def check_model(settings: Settings, model: ModelSettings, models_dir: Path) -> C
             raise GgufError(
                 f"it is truncated: {size} of at least {head.needed_size} bytes are there"
             )
-        need = memory_need(head, size, model, settings)
-        trained = head.number("context_length")
+        candidate = Candidate(model, head, size, head.number("context_length"))
+        # Raises where the head lacks what is counted with.
+        Sizing(settings, {model.name: candidate}, 0)
     except GgufError as error:
         raise StartRefused(
             f"model {model.name!r}: {path} is not a usable GGUF file: {error}. Fetch it again"
         ) from error
-    _check_context(model, trained)
+    _check_context(model, candidate.trained)
     kind = Kind.CHAT if model.chat_template or head.chat_template else Kind.TEXT
     if head.pooling:
         kind = Kind.RERANK if head.pooling == RANK else Kind.EMBEDDING
+    return _Found(path, kind, candidate)
+
+
+def _checked(name: str, found: _Found, sizing: Sizing) -> CheckedModel:
     return CheckedModel(
-        settings=model,
-        path=path,
-        model=Model(model.name, kind, int(path.stat().st_mtime)),
-        need=need,
-        threads=settings.threads or usable_threads(),
+        settings=sizing.settings.models[name],
+        path=found.path,
+        model=Model(name, found.kind, int(found.path.stat().st_mtime)),
+        need=sizing.need(name),
+        threads=sizing.settings.threads or usable_threads(),
+        sizing=sizing.reason(name),
     )
 
 
@@ -204,7 +233,12 @@ def _model_path(model: ModelSettings, models_dir: Path) -> Path:
 
 
 def _check_context(model: ModelSettings, trained: int) -> None:
-    if model.context > trained:
+    if trained < LEAST_CONTEXT:
+        raise StartRefused(
+            f"model {model.name!r} was trained for {trained} tokens; at least {LEAST_CONTEXT} are "
+            "of use. Take another model"
+        )
+    if model.context != AUTO and model.context > trained:
         raise StartRefused(
             f"model {model.name!r}: context = {model.context} tokens, but the model was trained "
             f"for {trained} and "
@@ -212,30 +246,25 @@ def _check_context(model: ModelSettings, trained: int) -> None:
         )
 
 
-def _check_variant(
-    models: Mapping[str, CheckedModel], settings: Settings, available: int, limit: str
-) -> None:
+def _check_variant(checked: Checked, sizing: Sizing) -> None:
     """See that the chosen variant fits, alone."""
-    need = models[settings.variant].need
-    if need.total > available:
-        sizes = {name: found.need.total for name, found in models.items()}
-        fitting = [name for name, size in sizes.items() if size <= available]
-        nearest = f" ({max(fitting, key=sizes.__getitem__)!r} fits)" if fitting else ""
+    variant = checked.settings.variant
+    need = checked.models[variant].need
+    if need.own > checked.room:
         raise StartRefused(
-            f"model {settings.variant!r} needs {need}, but {limit}. Lower context, slots or "
-            f"cache_mib, choose a smaller model{nearest}, or raise the limit"
+            f"model {variant!r} needs {need}, but {checked.limit}. {sizing.remedy(variant)}"
         )
 
 
-def _check_together(at_start: Iterable[CheckedModel], room: int, limit: str) -> None:
+def _check_together(checked: Checked, sizing: Sizing) -> None:
     """See that all that is in memory from the start fits."""
-    parts = {found.settings.name: found.need.own for found in at_start}
-    if sum(parts.values()) > room:
+    parts = {each.settings.name: each.need.own for each in checked.at_start}
+    if sum(parts.values()) > checked.room:
         named = " + ".join(f"{name} {in_mib(size)}" for name, size in parts.items())
         raise StartRefused(
             f"models that are in memory from the start need {named} = "
-            f"{in_mib(sum(parts.values()))} MiB beside the gateway, but {limit}. Pin fewer, or "
-            "raise the limit"
+            f"{in_mib(sum(parts.values()))} MiB beside the gateway, but {checked.limit}. Pin "
+            f"fewer. {sizing.remedy(next(iter(parts)))}"
         )
 
 

@@ -68,7 +68,7 @@ class Engines:
         self._loading: set[str] = set()
         # Models that are to be there from the start, and wait until others made room.
         self._room_for: dict[str, asyncio.Event] = {}
-        read = checked.at_start(settings) if checked.watched is None else []
+        read = checked.at_start if checked.watched is None else []
         self._verified = {found.path for found in read}
 
     @property

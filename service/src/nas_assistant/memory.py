@@ -13,7 +13,8 @@ from nas_assistant.settings import LONGEST_TO_CLOUD, MOST_GUESSED, ModelSettings
 MIB = 1 << 20
 # Measured with SmolLM2 135M and Gemma 3 270M (4 slots of 2048 tokens): beside weights and KV cache
 # the engine held 45 to 75 MiB (vocabulary, compute buffers, code), a gateway worker about 45 MiB,
-# supervisor and gunicorn 30 each.
+# supervisor and gunicorn 30 each. Longer contexts change little: with SmolLM2, 4 full slots of 4096
+# tokens or one of 8192, it was 60 MiB and code.
 _ENGINE_OVERHEAD = 96 * MIB
 # Measured: what the engine takes while it splits a text into tokens, for each of its bytes.
 _PER_BYTE_OF_TEXT = 80

@@ -32,6 +32,10 @@ CHAT_TEMPLATES = (
     *("mistral-v1", "mistral-v3", "mistral-v7", "phi3", "phi4", "vicuna", "zephyr"),
 )
 KV_CACHES = ("f16", "q8_0")
+# In place of a figure: it is worked out at the start, see sizing.py. Nothing after that meets it.
+AUTO = -1
+# Fewer tokens are of no use to anybody.
+LEAST_CONTEXT = 256
 # Tokens that are guessed at once, with speculation. Each is weighed against the whole vocabulary:
 # the 64 that are llama.cpp's default take four times the memory, and were not faster on two cores.
 MOST_GUESSED = 16
@@ -40,6 +44,7 @@ MOST_GUESSED = 16
 LONGEST_TO_CLOUD = 1 << 20
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_AUTO_WORD = "auto"
 _WORD = re.compile(r"[!-~]{1,256}")
 _MODEL_PREFIX = "model:"
 _UPSTREAM_PREFIX = "upstream:"
@@ -82,7 +87,8 @@ class CloudModel:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """One variant. ``file`` is relative to the models folder, ``context`` is in tokens per slot.
+    """One variant. ``file`` is relative to the models folder, ``context`` is in tokens per slot, or
+    AUTO until it is worked out.
     ``pinned``: it is in memory from the start, and stays there. ``fallback``: a cloud model that
     answers where this one cannot.
     """
@@ -109,6 +115,7 @@ class ModelSettings:
 @dataclass(frozen=True)
 class Settings:
     """What the service is told. ``timeout``: seconds. ``threads`` 0: as many as pay off.
+    ``slots`` and ``cache_mib`` may be AUTO until they are worked out.
     ``fallback_after``: seconds that a request waits for a slot before it goes to a fallback.
     ``off``: models that the mode leaves out, with a sentence that says so. ``log_text``: what is
     asked and answered goes into the log.
@@ -166,11 +173,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # No interpolation (a value may hold a %), and no section whose keys leak into the others.
-        self.parser = configparser.ConfigParser(
-            interpolation=None, default_section="", inline_comment_prefixes=(";",)
-        )
-        self.parser.optionxform = str  # type: ignore[assignment,method-assign]
+        self.parser = _parser()
         try:
             self.parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
         except FileNotFoundError as error:
@@ -224,8 +227,8 @@ class _Reader:
             variant=variant_override or variant,
             threads=self._integer(engine, "threads", 0, 0, 256),
             batch=self._integer(engine, "batch", 512, 32, 4096),
-            slots=self._integer(engine, "slots", 4, 1, 64),
-            cache_mib=self._integer(engine, "cache_mib", 128, 0, 65536),
+            slots=self._size(engine, "slots", 1, 64),
+            cache_mib=self._size(engine, "cache_mib", 0, 65536),
             models={} if mode is Mode.CLOUD else local,
             mode=mode,
             fallback_after=self._integer(server, "fallback_after", 30, 0, 86400),
@@ -318,7 +321,7 @@ class _Reader:
                 section, "file", None, _inner_path, "a path inside the models folder, without .."
             ),
             sha256=self._take(section, "sha256", None, _sha256, "64 hexadecimal digits"),
-            context=self._integer(section, "context", 2048, 256, 1 << 20),
+            context=self._size(section, "context", LEAST_CONTEXT, 1 << 20),
             chat_template=self._take(
                 section,
                 "chat_template",
@@ -335,13 +338,18 @@ class _Reader:
         )
 
     def _integer(self, section: str, key: str, default: int, low: int, high: int) -> int:
-        def parse(text: str) -> int:
-            # int() alone would take "1_0" and " ٣".
-            if not re.fullmatch(r"[0-9]{1,10}", text) or not low <= int(text) <= high:
-                raise ValueError
-            return int(text)
-
+        parse = _whole_number(low, high)
         return self._take(section, key, str(default), parse, f"a whole number from {low} to {high}")
+
+    def _size(self, section: str, key: str, low: int, high: int) -> int:
+        parse = _whole_number(low, high)
+        return self._take(
+            section,
+            key,
+            _AUTO_WORD,
+            lambda text: AUTO if text == _AUTO_WORD else parse(text),
+            f"a whole number from {low} to {high}, or {_AUTO_WORD}",
+        )
 
     def _take(
         self,
@@ -401,6 +409,45 @@ _KEYS = {
     ),
     _UPSTREAM_PREFIX: ("url", "timeout", "retries", "parallel"),
 }
+
+
+def write_worked_out(settings: Settings, config: Path, copy: Path) -> None:
+    """Copy a configuration with the figures of ``settings`` in the place of what was AUTO, for
+    processes that do not work them out themselves.
+    """
+    parser = _parser()
+    parser.read_string(config.read_text(encoding="utf-8"))
+    figures = {"engine": {"slots": settings.slots, "cache_mib": settings.cache_mib}}
+    for name, model in settings.models.items():
+        # A model that cannot be used has none.
+        if model.context != AUTO:
+            figures[f"{_MODEL_PREFIX}{name}"] = {"context": model.context}
+    for section, values in figures.items():
+        if not parser.has_section(section):
+            parser.add_section(section)
+        for key, value in values.items():
+            parser.set(section, key, str(value))
+    with copy.open("w", encoding="utf-8") as file:
+        parser.write(file)
+
+
+def _parser() -> configparser.ConfigParser:
+    # No interpolation (a value may hold a %), and no section whose keys leak into the others.
+    parser = configparser.ConfigParser(
+        interpolation=None, default_section="", inline_comment_prefixes=(";",)
+    )
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    return parser
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        # int() alone would take "1_0" and " ٣".
+        if not re.fullmatch(r"[0-9]{1,10}", text) or not low <= int(text) <= high:
+            raise ValueError
+        return int(text)
+
+    return parse
 
 
 def _unix_or_none(text: str) -> UnixAddress | None:

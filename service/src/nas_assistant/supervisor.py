@@ -32,7 +32,7 @@ from nas_assistant.key_files import KeyFiles
 from nas_assistant.keys import ApiKey, KeyRing, KeysError, changes
 from nas_assistant.logs import log
 from nas_assistant.metrics import Metrics
-from nas_assistant.settings import Settings
+from nas_assistant.settings import write_worked_out
 from nas_assistant.status import Status
 from nas_assistant.upstreams import Upstreams
 
@@ -50,7 +50,6 @@ class Supervisor:
 
     def __init__(
         self,
-        settings: Settings,
         config: Path,
         checked: Checked,
         build: str,
@@ -59,7 +58,7 @@ class Supervisor:
         key_files: KeyFiles,
         ledger: state.Ledger,
     ) -> None:
-        self._settings = settings
+        self._settings = settings = checked.settings
         self._config = config
         self._listeners = listeners
         self._front = front
@@ -212,8 +211,9 @@ class Supervisor:
             await asyncio.to_thread(self._ledger.flush)
 
     async def _start_gateway(self) -> asyncio.subprocess.Process:
-        # A copy, so that a worker that is replaced later has the settings of this start.
-        shutil.copyfile(self._config, self._private_dir / "config.ini")
+        # A copy, so that a worker that is replaced later has the settings of this start; with what
+        # was worked out at it, so that all go by the same figures.
+        write_worked_out(self._settings, self._config, self._private_dir / "config.ini")
         environ = {key: value for key, value in os.environ.items() if key != "GUNICORN_CMD_ARGS"}
         environ["NAS_ASSISTANT_PRIVATE_DIR"] = str(self._private_dir)
         descriptors = [listener.fileno() for listener in self._listeners]
