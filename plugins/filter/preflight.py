@@ -38,9 +38,15 @@ REFUSED = {
     "Unraid": "run the collection in a virtual machine with Debian 12 or 13 on it",
 }
 RELEASES = ("12", "13")
-# Bytes of a fast model's own memory beside weights and context: the engine's buffers and the
-# gateway, as measured with small models.
-OVERHEAD = 500 << 20
+# What the service counts beside weights and context, in bytes: engine and gateway, the texts of
+# requests, and prompts that may come again (memory.py and sizing.py of the service, with which a
+# test compares this).
+MIB = 1 << 20
+FIXED = (96 + 160) * MIB
+CACHE = 128 * MIB
+SLOTS = 4
+# Tokens for each slot that it takes by itself, the most first.
+CONTEXTS = (8192, 4096, 2048)
 # With these drivers, powersave is as fast as is needed at the moment.
 ON_DEMAND = ("intel_pstate", "amd-pstate-epp")
 # Share of the memory's speed that the engine reaches while it writes an answer.
@@ -99,34 +105,55 @@ def preflight_model(
 ) -> dict[str, Any]:
     """Return the largest model that fits, and the arithmetic.
 
-    ``models`` lists all of the catalogue with ``name``, ``weights``, ``context`` (bytes of what is
-    remembered for all slots), ``needed`` (bytes in all), ``fits`` and ``tokens`` (a second for one
-    client, 0 where the memory's speed was not measured); ``best`` is the name of the largest that
-    fits, or empty; ``share`` as it was given.
+    ``models`` lists all of the catalogue with ``name``, ``weights``, ``each`` (tokens of context
+    that four clients have each, as the service works it out), ``context`` (bytes of that),
+    ``overhead`` (bytes beside both), ``needed`` (bytes in all), ``fits`` and ``tokens`` (a second
+    for one client, 0 where the memory's speed was not measured); ``best`` is the name of the
+    largest that fits, or empty; ``share`` as it was given.
 
-    :param catalogue: models with ``name``, ``bytes``, ``bytes_per_token`` of context, ``tokens`` of
-        context for all slots together.
+    :param catalogue: models with ``name``, ``bytes``, ``bytes_per_token`` of context, and
+        ``tokens`` of context for all slots together where that is to be set.
     :param share: bytes that the assistant's container may have.
     """
     speed = machine["bandwidth"] * REACHED
     models = []
     for entry in catalogue:
-        weights, context = int(entry["bytes"]), int(entry["bytes_per_token"]) * int(entry["tokens"])
-        needed = weights + context + OVERHEAD
+        weights = int(entry["bytes"])
+        each, context, overhead = _sizes(entry, share)
+        needed = weights + context + overhead
         models.append(
             {
                 "name": entry["name"],
                 "weights": weights,
+                "each": each,
                 "context": context,
-                "overhead": OVERHEAD,
+                "overhead": overhead,
                 "needed": needed,
                 "fits": needed <= share,
                 "tokens": round(speed / weights, 1),
             }
         )
-    models.sort(key=lambda each: int(each["needed"]))
+    models.sort(key=lambda each: int(each["weights"]))
     fitting = [each["name"] for each in models if each["fits"]]
     return {"models": models, "share": share, "best": fitting[-1] if fitting else ""}
+
+
+def _sizes(entry: Mapping[str, Any], share: int) -> tuple[int, int, int]:
+    """Tokens for each of four slots, bytes of these, and of what is beside weights and context.
+
+    The most context that fits beside the prompt cache; the least is preferred to the cache.
+    """
+    set_by_hand = int(entry.get("tokens", 0)) // SLOTS
+    contexts = (set_by_hand,) if set_by_hand else CONTEXTS
+    choices = [(each, CACHE) for each in contexts] + [(contexts[-1], 0)]
+    for each, cache in choices:
+        context = int(entry["bytes_per_token"]) * each * SLOTS
+        # Text of a request: 16 bytes for each token and 64 KiB, of which the engine makes 80 times
+        # as much.
+        overhead = FIXED + cache + (each * 16 + (64 << 10)) * 80 * SLOTS
+        if int(entry["bytes"]) + context + overhead <= share:
+            break
+    return each, context, overhead
 
 
 def preflight_lines(report: Mapping[str, Any]) -> list[str]:
@@ -139,7 +166,8 @@ def preflight_lines(report: Mapping[str, Any]) -> list[str]:
         need = " + ".join(gib(each[key]) for key in ("weights", "context", "overhead"))
         speed = f", about {each['tokens']:g} tokens/s" if each["tokens"] else ""
         fits = "fits" if each["fits"] else "does not fit"
-        lines.append(f"  {each['name']}: {need} = {gib(each['needed'])}, {fits}{speed}")
+        four = f"{fits} with {SLOTS} times {each['each']} tokens"
+        lines.append(f"  {each['name']}: {need} = {gib(each['needed'])}, {four}{speed}")
     lines.append(f"  the largest that fits: {model['best'] or 'none of them'}")
     lines.append("what the site would change:")
     width = max((len(row["what"]) for row in report["plan"]), default=0)

@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter import preflight, preflight_plan
+
+from nas_assistant.gguf import GgufHead
+from nas_assistant.settings import Settings
+from nas_assistant.sizing import Candidate, Sizing
 
 GIB = 1 << 30
 DEBIAN = {"distribution": "Debian", "distribution_major_version": "12"}
@@ -202,16 +207,61 @@ def test_the_largest_model_that_fits() -> None:
     small, large = found["models"]
     assert small["needed"] == small["weights"] + small["context"] + small["overhead"]
     assert (small["fits"], large["fits"]) == (True, False)
+    assert (small["each"], large["each"]) == (4096, 4096)
     assert small["tokens"] == 12
     assert preflight.preflight_model(machine(), catalogue, 6 * GIB)["best"] == "large"
     nothing = preflight.preflight_model(machine(bandwidth=0), catalogue, GIB)
     assert (nothing["best"], nothing["models"][0]["tokens"]) == ("", 0)
 
 
+# Heads as large as that of Qwen3 1.7B: 28 layers, 8 heads of 128 for keys and for values.
+QWEN = {"block_count": 28, "embedding_length": 2048, "attention.head_count": 16}
+QWEN |= {"attention.head_count_kv": 8, "attention.key_length": 128, "attention.value_length": 128}
+QWEN |= {"context_length": 40960}
+BYTES = 1_110_000_000
+
+
+@pytest.mark.parametrize(
+    ("share", "each", "cache", "fits"),
+    [
+        (8.0, 8192, 128, True),
+        (4.98, 8192, 128, True),
+        (4.96, 4096, 128, True),
+        (3.20, 4096, 128, True),
+        (3.19, 2048, 128, True),
+        (2.32, 2048, 128, True),
+        (2.31, 2048, 124, True),
+        (2.19, 2048, 0, True),
+        (2.18, 2048, 128, False),  # with two slots
+        (1.0, 2048, 0, False),
+    ],
+)
+def test_a_models_need_is_what_the_service_works_out(
+    tmp_path: Path, share: float, each: int, cache: int, fits: bool
+) -> None:
+    """To the byte, where it fits with four slots; where it does not, the service has fewer."""
+    config = tmp_path / "config.ini"
+    config.write_text(f"[model:default]\nfile = x.gguf\nsha256 = {'0' * 64}\n")
+    settings = Settings.load(config, {})
+    parameters = {f"qwen3.{key}": value for key, value in QWEN.items()}
+    head = GgufHead({"general.architecture": "qwen3", **parameters}, {}, 1, BYTES)
+    candidate = Candidate(settings.models["default"], head, BYTES, QWEN["context_length"])
+    sizing = Sizing(settings, {"default": candidate}, int(share * GIB))
+    catalogue = [{"name": "qwen", "bytes": BYTES, "bytes_per_token": 114688}]
+    (model,) = preflight.preflight_model(machine(), catalogue, int(share * GIB))["models"]
+    assert (model["each"], model["fits"]) == (each, fits)
+    assert (sizing.settings.slots == 4) is fits
+    assert sizing.settings.cache_mib == cache
+    if fits:
+        assert sizing.settings.models["default"].context == each
+        # The least that is needed; what is left below a whole cache is not said.
+        assert sizing.need("default").total - model["needed"] == (cache % 128) * (1 << 20)
+
+
 def test_lines_and_sentences() -> None:
     found = machine(memory={"total": 2 * GIB})
     findings = judged(found)
-    catalogue = [{"name": "small", "bytes": GIB, "bytes_per_token": 0, "tokens": 0}]
+    catalogue = [{"name": "small", "bytes": GIB, "bytes_per_token": 0}]
     model = preflight.preflight_model(found, catalogue, GIB)
     plan = [{"what": "Docker", "now": "none", "then": "installed"}]
     report = {"host": "nas1", "verdict": "unfit", "findings": findings, "model": model}
@@ -220,7 +270,8 @@ def test_lines_and_sentences() -> None:
     assert lines[1].split() == ["unfit", "memory", "2.0", "GiB,", "wanted", "4", "GB"]
     assert lines[2].split()[-1] == "machine"
     assert lines[-4:] == [
-        "  small: 1.0 GiB + 0.0 GiB + 0.5 GiB = 1.5 GiB, does not fit, about 11.2 tokens/s",
+        "  small: 1.0 GiB + 0.0 GiB + 0.3 GiB = 1.3 GiB, does not fit with 4 times 2048 tokens, "
+        "about 11.2 tokens/s",
         "  the largest that fits: none of them",
         "what the site would change:",
         "  Docker  none -> installed",
