@@ -319,6 +319,9 @@ def test_a_model_that_a_client_names_is_loaded(host: Host, client: httpx.Client)
         assert answer.status_code == 200, answer.text
     status = client.get("/admin/status").json()
     assert [each["name"] for each in status["models"]] == models
+    # One context is set; the rest is what fits into 1 GiB.
+    sizes = {each["name"]: (each["slots"], each["context"]) for each in status["models"]}
+    assert sizes == {"default": (4, 2048), "large": (4, 4096)}
     assert status["memory"]["used"] < status["memory"]["limit"]
     assert host.run(
         "docker inspect nas-assistant --format '{{.State.OOMKilled}}'"
