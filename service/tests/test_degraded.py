@@ -100,10 +100,12 @@ class Running:
 
 @pytest.fixture
 def write(write_config: Callable[[str], Path]) -> Callable[..., Settings]:
-    def write(extra: str = "", **server: object) -> Settings:
+    def write(
+        extra: str = "", context: str = "2048", sizes: str = FIXED, **server: object
+    ) -> Settings:
         options = {"mode": "hybrid", "fallback_after": 1} | server
         text = minimal_config(**options).replace("0" * 64, hashlib.sha256(WHOLE).hexdigest())
-        text += f"context = 2048\nfallback = smart\n{extra}{HYBRID}{FIXED}"
+        text += f"context = {context}\nfallback = smart\n{extra}{HYBRID}{sizes}"
         return Settings.load(write_config(text), {})
 
     return write
@@ -133,6 +135,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def running(settings: Settings, models: Path) -> AsyncIterator[Running]:
     """As the supervisor has it."""
     checked = check_start(settings, models, "source", lenient=True)
+    settings = checked.settings
     desk = Desk(Admission(1, 8), KeyRing([api_key()]), Ledger(models.parent), Metrics())
     control = ControlServer(desk, {})
     await control.start(models.parent / "control.sock")
@@ -195,6 +198,25 @@ def test_a_model_that_comes_back(
         await service.until_whole()
 
     run(write(), check)
+
+
+def test_what_suits_one_that_comes_is_worked_out_then(
+    write: Callable[..., Settings], models: Path, run: Run
+) -> None:
+    """But for slots and cache, which all others have already."""
+    settings = write(context="auto", sizes="")
+
+    async def check(service: Running) -> None:
+        await service.until_degraded(MODEL_IS_GONE)
+        service.put(OTHER)
+        await service.until_degraded("has SHA-256")
+        service.put(WHOLE)
+        await service.until_whole()
+        found = service.engines.models["default"]
+        assert found.settings.context == 4096
+        assert found.sizing.startswith("4 slots of 4096 tokens, 128 MiB of prompt cache")
+
+    run(settings, check)
 
 
 def test_one_thing_after_the_other_is_wrong(

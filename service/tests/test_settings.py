@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nas_assistant.addresses import TcpAddress, UnixAddress, parse_api_url
-from nas_assistant.settings import AUTO, Settings, SettingsError, write_worked_out
+from nas_assistant.settings import AUTO, MOST_CONTEXT, Settings, SettingsError, write_worked_out
 
 from .conftest import HYBRID, minimal_config
 
@@ -47,7 +47,7 @@ def test_sizes_are_figures_or_auto_each_by_itself(
 
 @pytest.mark.parametrize("engine", ["", "[engine]\nslots = auto\nbatch = 64\n"])
 def test_workers_read_what_was_worked_out(tmp_path: Path, write_config: Write, engine: str) -> None:
-    """All else is as it was; a model that cannot be used has no figure."""
+    """All else is as it was; a model that could not be read yet has the most that there may be."""
     gone = f"[model:gone]\nfile = gone.gguf\nsha256 = {'1' * 64}\n"
     text = minimal_config(mode="hybrid", bind="[::]:80,\n unix:/run/a.sock  ; two")
     config = write_config(text + f"fallback = smart ; 100%\n{gone}{HYBRID}{engine}")
@@ -57,7 +57,9 @@ def test_workers_read_what_was_worked_out(tmp_path: Path, write_config: Write, e
         asked, slots=2, cache_mib=0, models={**asked.models, "default": default}
     )
     write_worked_out(found, config, tmp_path / "copy.ini")
-    assert Settings.load(tmp_path / "copy.ini", {}) == found
+    gone_model = dataclasses.replace(asked.models["gone"], context=MOST_CONTEXT)
+    there = {**found.models, "gone": gone_model}
+    assert Settings.load(tmp_path / "copy.ini", {}) == dataclasses.replace(found, models=there)
     assert Settings.load(config, {}) == asked
 
 

@@ -36,6 +36,8 @@ KV_CACHES = ("f16", "q8_0")
 AUTO = -1
 # Fewer tokens are of no use to anybody.
 LEAST_CONTEXT = 256
+# The most that is worked out. A NAS takes minutes to read more: that is for its owner to ask for.
+MOST_CONTEXT = 8192
 # Tokens that are guessed at once, with speculation. Each is weighed against the whole vocabulary:
 # the 64 that are llama.cpp's default take four times the memory, and were not faster on two cores.
 MOST_GUESSED = 16
@@ -419,9 +421,9 @@ def write_worked_out(settings: Settings, config: Path, copy: Path) -> None:
     parser.read_string(config.read_text(encoding="utf-8"))
     figures = {"engine": {"slots": settings.slots, "cache_mib": settings.cache_mib}}
     for name, model in settings.models.items():
-        # A model that cannot be used has none.
-        if model.context != AUTO:
-            figures[f"{_MODEL_PREFIX}{name}"] = {"context": model.context}
+        # A model that cannot be read has none yet: its engine says what is too long.
+        context = MOST_CONTEXT if model.context == AUTO else model.context
+        figures[f"{_MODEL_PREFIX}{name}"] = {"context": context}
     for section, values in figures.items():
         if not parser.has_section(section):
             parser.add_section(section)

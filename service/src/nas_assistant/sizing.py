@@ -18,11 +18,17 @@ from dataclasses import asdict, dataclass, replace
 
 from nas_assistant.gguf import GgufHead
 from nas_assistant.memory import MemoryNeed, gateway_need, in_mib, memory_need
-from nas_assistant.settings import AUTO, LEAST_CONTEXT, ModelSettings, Settings
+from nas_assistant.settings import (
+    AUTO,
+    LEAST_CONTEXT,
+    MOST_CONTEXT,
+    ModelSettings,
+    Settings,
+)
 
 SLOTS = (4, 2, 1)
-# Tokens. A NAS takes minutes to read more, so that is for its owner to ask for.
-CONTEXTS = (2048, 4096, 8192)
+# Tokens.
+CONTEXTS = (2048, 4096, MOST_CONTEXT)
 # MiB. What is below the least holds no conversation.
 MOST_CACHE, LEAST_CACHE = 128, 16
 
