@@ -53,6 +53,8 @@ class Service:
         (self.keys_dir / "keys.json").write_text(render([api_key()]), encoding="utf-8")
         self.log_path = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        # What it is started by: words before its own command.
+        self.prefix: list[str] = []
         # What the configuration has at its end, in the section of the model "large" or in others.
         self.more_config = ""
         self.write_config(**server)
@@ -76,7 +78,25 @@ class Service:
         ]
 
     def environ(self, **extra: str) -> dict[str, str]:
-        return os.environ | {"PYTHONPATH": str(SOURCE), "TMPDIR": str(self.folder)} | extra
+        path = f"{self.folder / 'patch'}:{SOURCE}"
+        return os.environ | {"PYTHONPATH": path, "TMPDIR": str(self.folder)} | extra
+
+    def patch(self, code: str = "", **values: float) -> None:
+        """Run ``code`` in each of its processes before anything else. ``values``: others than in
+        the source, by module and name with two underscores between, such as ``state__FILE``.
+        """
+        lines = [code, "import sys", "is_child = 'nas_assistant.child' in sys.orig_argv"]
+        for place, value in values.items():
+            module, _, name = place.partition("__")
+            # Where it is used, and nowhere else: what a module imports takes its time.
+            word = "gunicorn" if module == "connection" else "serve"
+            lines += [f"if {word!r} in sys.orig_argv and not is_child:"]
+            lines += [f"    import nas_assistant.{module}"]
+            lines += [f"    assert hasattr(nas_assistant.{module}, {name!r})"]
+            lines += [f"    nas_assistant.{module}.{name} = {value!r}"]
+        folder = self.folder / "patch"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text("\n".join(lines), encoding="utf-8")
 
     def run(self, name: str, **environ: str) -> tuple[int, list[dict[str, Any]]]:
         """Run a command to its end; return its exit code and its JSON lines."""
@@ -88,7 +108,10 @@ class Service:
     def start(self, **environ: str) -> None:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command("serve"), env=self.environ(**environ), stdout=log, stderr=log
+                [*self.prefix, *self.command("serve")],
+                env=self.environ(**environ),
+                stdout=log,
+                stderr=log,
             )
         self.wait(lambda: self.status("/readyz") == 200)
 

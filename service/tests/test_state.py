@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,17 @@ def test_a_whole_database_stays(tmp_path: Path) -> None:
     assert [entry[1:] for entry in state.audit(tmp_path)] == [("create", "owner", "")]
     with pytest.raises(StateError, match="see that the volume is there"):
         state.audit(tmp_path / "none")
+
+
+def test_what_another_process_keeps_is_read_as_it_lies(tmp_path: Path) -> None:
+    """Soon, since nobody's request goes on meanwhile."""
+    ledger = Ledger(tmp_path)
+    ledger.add(DAY, "owner", ONE)
+    ledger.flush()
+    other = sqlite3.connect(tmp_path / FILE)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    began = time.monotonic()
+    assert ledger.of_day(DAY) == {"owner": ONE}
+    assert time.monotonic() - began < 2
+    other.close()
