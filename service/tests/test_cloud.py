@@ -208,6 +208,17 @@ def test_nobody_is_there() -> None:
     run(check())
 
 
+def test_certificates_that_cannot_be_read_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when all descriptors are taken: that passes, and is no crash."""
+
+    def fail(**_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("nas_assistant.cloud.ssl.create_default_context", fail)
+    with pytest.raises(EngineUnavailable, match="Too many open files"):
+        run(ask("http://127.0.0.1:9/api"))
+
+
 def test_line_ends_are_the_engine_s() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

@@ -53,7 +53,10 @@ class Cloud:
     async def _send(
         self, upstream: Upstream, backend: Backend, call: Call
     ) -> aiohttp.ClientResponse:
-        session = self._session(upstream, backend.certificates)
+        try:
+            session = self._session(upstream, backend.certificates)
+        except OSError as error:  # no descriptor to be had for the certificates just now
+            raise EngineUnavailable(_complaint(upstream, error)) from error
         sent = False
         for attempt in range(upstream.retries + 1):
             last = attempt == upstream.retries

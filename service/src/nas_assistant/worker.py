@@ -20,6 +20,7 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from nas_assistant.child import die_with_parent
+from nas_assistant.connection import PatientProtocol
 from nas_assistant.front import FRONT_FD
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing
@@ -69,7 +70,7 @@ class GatewayWorker(UvicornWorker):
 
     CONFIG_KWARGS = {  # noqa: RUF012 - the name and type are uvicorn-worker's
         "loop": "auto",
-        "http": "auto",
+        "http": PatientProtocol,
         "ws": "none",
         "lifespan": "on",
         # The gateway logs requests itself, with the key's name and the request id.
