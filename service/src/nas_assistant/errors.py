@@ -11,7 +11,7 @@ from typing import Any
 
 # What llama.cpp says of a text that is read at once and does not fit into its batch.
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
-# What is taken over of an upstream's error.
+# What is taken over of an error of an upstream, or of the engine, which may repeat the request.
 _CODE = re.compile(r"[a-z_]{1,64}")
 _LONGEST_MESSAGE = 500
 
@@ -91,7 +91,7 @@ def from_engine(status: int, body: bytes) -> ApiError:
     """llama.cpp's error, whose code is a number, in our shape. ``body`` may be anything."""
     try:
         error: Any = json.loads(body)["error"]
-        message, kind = str(error["message"]), str(error.get("type", ""))
+        message, kind = str(error["message"])[:_LONGEST_MESSAGE], str(error.get("type", ""))
         status = int(error.get("code", status))
     except (ValueError, KeyError, TypeError, AttributeError):
         message, kind = "the engine answered with something that is not its error format", ""

@@ -7,6 +7,7 @@ meant for it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -232,7 +233,9 @@ def _check(fields: Mapping[str, Any], name: str, field: Field) -> None:
 
 def _decode(raw: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(
+            raw.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite_number
+        )
     except UnicodeDecodeError as error:
         raise _not_json(f"not UTF-8 at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
@@ -252,6 +255,14 @@ def _not_json(why: str) -> ApiError:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        # It would go to the engine as a word that is not JSON.
+        raise ValueError(f"the number {text[:20]} is too large")
+    return value
 
 
 def _deeper_than(value: Any, limit: int) -> bool:

@@ -71,7 +71,11 @@ class RequestLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, counting_send)
+            names = {name for name, _ in scope["headers"]}
+            if {b"content-length", b"transfer-encoding"} <= names:
+                await error_response(_two_lengths())(scope, receive, counting_send)
+            else:
+                await self._app(scope, receive, counting_send)
         except Exception:
             logging.getLogger("nas_assistant").exception(
                 "a request failed",
@@ -96,6 +100,18 @@ class RequestLog:
                     key=key.name if (key := scope.get(KEY)) else None,
                     served_by=served_by,
                 )
+
+
+def _two_lengths() -> ApiError:
+    """What a proxy that believes the one, and a server that believes the other, take for two
+    requests (RFC 9112, 6.1).
+    """
+    return ApiError(
+        400,
+        "invalid_http",
+        "A request has a Content-Length or a Transfer-Encoding, not both.",
+        headers={"Connection": "close"},
+    )
 
 
 class ApiKeyGuard:
