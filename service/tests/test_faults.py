@@ -4,24 +4,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from .conftest import CHAT_MODEL, SECRET
+from nas_assistant.keys import Role, render
+
+from .conftest import CHAT_MODEL, SECRET, USER_SECRET, api_key
 from .service_process import Service
-from .test_service import client_of
+from .test_service import client_of, figures
 
 AUTH = {"Authorization": f"Bearer {SECRET}"}
 ENGINE = "-m nas_assistant.wheel_server"
 STREAMS = 8
+IN_USE = 'nas_assistant_slots_in_use{model="default"}'
+READY = 'nas_assistant_model_ready{model="default"}'
 
 
 @pytest.fixture
@@ -49,7 +56,82 @@ def reason(service: Service) -> str:
 
 
 def test_engine_killed_while_eight_stream(service: Service) -> None:
-    """Those that were being answered are told so, the others wait for the new one or are too."""
+    """Each hears an error in the API's shape and no end that is none; nothing of them is left."""
+    text = service.config.read_text("utf-8").replace("slots = 2", f"slots = {STREAMS}")
+    service.config.write_text(text, "utf-8")
+    service.keys_dir.joinpath("keys.json").write_text(
+        render([api_key(), api_key("child", USER_SECRET, role=Role.USER, parallel=STREAMS)]),
+        encoding="utf-8",
+    )
+    service.start()
+    asked = {
+        "prompt": "A story:",
+        "max_tokens": 900,
+        "logit_bias": {"0": -100, "2": -100},  # its two end tokens: it cannot end before it dies
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    begun = threading.Semaphore(0)
+
+    def stream(_: int) -> str:
+        request = {"json": asked, "headers": {"Authorization": f"Bearer {USER_SECRET}"}}
+        with httpx.stream("POST", f"{service.url}/v1/completions", timeout=60, **request) as answer:  # type: ignore[arg-type]
+            assert answer.status_code == 200
+            parts = answer.iter_text()
+            told = next(parts)
+            begun.release()
+            return told + "".join(parts)
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        streams = [pool.submit(stream, number) for number in range(STREAMS)]
+        for _ in streams:
+            assert begun.acquire(timeout=60)
+        assert figures(service)[IN_USE] == STREAMS
+        killed = time.monotonic()
+        kill_engine(service)
+        service.wait(lambda: service.status("/readyz") == 503, 5)
+        assert service.status("/healthz") == 200
+        ends = [each.result(20) for each in streams]
+        assert time.monotonic() - killed < 5
+    for told in ends:
+        *pieces, last, nothing = told.split("\n\n")
+        assert nothing == ""
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["type"], error["code"], error["param"]) == ("server_error", "not_ready", None)
+        assert "the engine ended while it was answering" in error["message"]
+        for piece in pieces:
+            assert json.loads(piece.removeprefix("data: "))["choices"][0]["finish_reason"] is None
+    # Nothing is left of them while there is no engine, and with the next one all slots are free.
+    service.wait(lambda: figures(service)[IN_USE] == 0, 5)
+    after = figures(service)
+    assert after["nas_assistant_waiting"] == 0
+    assert after[READY] == 0
+    failed = 'nas_assistant_requests_total{key="child",model="default",status="503"}'
+    assert after[failed] == STREAMS
+    service.wait(lambda: service.status("/readyz") == 200)
+    assert figures(service)[READY] == 1
+
+    def ask(_: int) -> int:
+        short = {"prompt": "Hi", "max_tokens": 2}
+        headers = {"Authorization": f"Bearer {USER_SECRET}"}
+        url = f"{service.url}/v1/completions"
+        return httpx.post(url, json=short, headers=headers, timeout=60).status_code
+
+    # As many as the key may have at once, which counts none of those.
+    with ThreadPoolExecutor(STREAMS) as pool:
+        assert set(pool.map(ask, range(STREAMS))) == {200}
+    status = httpx.get(f"{service.url}/admin/status", headers=AUTH).json()
+    assert (status["waiting"], status["models"][0]["slots_in_use"]) == (0, 0)
+    (used,) = [key["used_today"] for key in status["keys"] if key["name"] == "child"]
+    assert used["requests"] == 2 * STREAMS
+    # What they had of their answers counts.
+    assert used["completion_tokens"] >= STREAMS
+    ended = [line for line in service.log if line["event"] == "engine_ended"]
+    assert "SIGKILL" in ended[0]["message"]
+
+
+def test_those_who_wait_when_the_engine_is_killed(service: Service) -> None:
+    """They wait for the new one, or are told; the official client says it as an error."""
     service.start()
     begun = threading.Semaphore(0)
     ends: list[str] = []
@@ -73,8 +155,6 @@ def test_engine_killed_while_eight_stream(service: Service) -> None:
         for _ in range(2):  # as many as there are slots
             assert begun.acquire(timeout=30)
         kill_engine(service)
-        service.wait(lambda: service.status("/readyz") == 503, 5)
-        assert service.status("/healthz") == 200
         for thread in threads:
             thread.join(60)
         assert len(ends) == STREAMS
@@ -85,8 +165,6 @@ def test_engine_killed_while_eight_stream(service: Service) -> None:
         assert client.completions.create(model="default", prompt="Hi", max_tokens=2).usage
     status = httpx.get(f"{service.url}/admin/status", headers=AUTH).json()
     assert (status["waiting"], status["models"][0]["slots_in_use"]) == (0, 0)
-    ended = [line for line in service.log if line["event"] == "engine_ended"]
-    assert "SIGKILL" in ended[0]["message"]
 
 
 def waits(service: Service) -> list[str]:
