@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -20,6 +21,11 @@ from nas_assistant.settings import Upstream
 
 _CONNECT_SECONDS = 10
 _LONGEST_ANSWER = 16 << 20
+# A head, a whole answer, may take so many times as long as its silence: 600 s by default, which is
+# what OpenAI's clients wait.
+_TIMES_SILENCE = 10
+# And one event of a stream so many times.
+_EVENT_TIMES_SILENCE = 2
 # Worth another try: overloaded, or a gateway on the way that lost it.
 _PASSING = (429, 500, 502, 503, 504)
 # Nothing of the request was read.
@@ -63,16 +69,17 @@ class Cloud:
             # Full jitter, so that those who failed together do not come back together.
             wait = random.uniform(0, min(_LONGEST_WAIT, 0.5 * 2**attempt))
             try:
-                response = await session.post(
-                    upstream.url + call.path.removeprefix("/v1"),
-                    data=call.body,
-                    headers={"Authorization": f"Bearer {backend.api_key}"},
-                    # Elsewhere the key has no business.
-                    allow_redirects=False,
-                )
-            except aiohttp.ClientError as error:
+                async with asyncio.timeout(upstream.timeout * _TIMES_SILENCE):
+                    response = await session.post(
+                        upstream.url + call.path.removeprefix("/v1"),
+                        data=call.body,
+                        headers={"Authorization": f"Bearer {backend.api_key}"},
+                        # Elsewhere the key has no business.
+                        allow_redirects=False,
+                    )
+            except (aiohttp.ClientError, TimeoutError) as error:
                 # Who took the request and says nothing is not asked to do it all twice.
-                silent = isinstance(error, aiohttp.SocketTimeoutError)
+                silent = isinstance(error, TimeoutError) and not isinstance(error, _NOT_SENT)
                 hopeless = isinstance(error, aiohttp.ClientSSLError)
                 sent = sent or not isinstance(error, _NOT_SENT)
                 if last or silent or hopeless:
@@ -137,31 +144,51 @@ class CloudAnswer:
     async def read(self) -> bytes:
         """The whole body."""
         body = bytearray()
-        async for chunk in self.chunks():
-            body += chunk
-            if len(body) > _LONGEST_ANSWER:
-                raise EngineUnavailable(
-                    f"the cloud {self._upstream.name!r} answers with more than "
-                    f"{_LONGEST_ANSWER >> 20} MiB",
-                    sent=True,
-                )
+        try:
+            async with asyncio.timeout(self._upstream.timeout * _TIMES_SILENCE):
+                async for chunk in self._response.content.iter_any():
+                    body += chunk
+                    if len(body) > _LONGEST_ANSWER:
+                        raise EngineUnavailable(
+                            f"the cloud {self._upstream.name!r} answers with more than "
+                            f"{_LONGEST_ANSWER >> 20} MiB",
+                            sent=True,
+                        )
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineUnavailable(_complaint(self._upstream, error), sent=True) from error
         return bytes(body)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, with the line ends that the engine has."""
-        held = b""
+        held, last = b"", b""
+        pieces = aiter(self._response.content.iter_any())
+        # Only while it is the upstream that is waited for, not who reads.
+        most = float(self._upstream.timeout * _EVENT_TIMES_SILENCE)
+        patience = most
         try:
-            async for chunk in self._response.content.iter_any():
+            while True:
+                began = time.monotonic()
+                async with asyncio.timeout(patience):
+                    chunk = await anext(pieces, None)
+                if chunk is None:
+                    return
+                patience -= time.monotonic() - began
                 whole = held + chunk
                 held = b"\r" if whole.endswith(b"\r") else b""
-                yield whole.removesuffix(b"\r").replace(b"\r\n", b"\n")
-        except aiohttp.ClientError as error:
+                whole = whole.removesuffix(b"\r").replace(b"\r\n", b"\n")
+                if b"\n\n" in last + whole:
+                    patience = most
+                last = whole[-1:] or last
+                yield whole
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineUnavailable(_complaint(self._upstream, error), sent=True) from error
 
 
 def _complaint(upstream: Upstream, error: Exception) -> str:
     if isinstance(error, aiohttp.SocketTimeoutError):
         return f"the cloud {upstream.name!r} said nothing for {upstream.timeout} s"
+    if type(error) is TimeoutError:
+        return f"the cloud {upstream.name!r} sends too slowly"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return (
             f"the cloud {upstream.name!r} has a certificate that is not good: "
