@@ -20,7 +20,7 @@ import pytest
 
 from nas_assistant.keys import Role, render
 
-from .conftest import CHAT_MODEL, SECRET, USER_SECRET, api_key
+from .conftest import BASE_MODEL, CHAT_MODEL, SECRET, USER_SECRET, api_key
 from .service_process import Service
 from .test_service import client_of, figures
 
@@ -193,14 +193,10 @@ def test_a_model_that_its_disk_damaged(service: Service, damage: str) -> None:
     file = service.models / CHAT_MODEL
     whole = service.folder / "whole"
     shutil.copyfile(file, whole)
-    with file.open("r+b") as model:
-        if damage == "byte":
-            model.seek(50_000_000)
-            byte = model.read(1)[0]
-            model.seek(-1, os.SEEK_CUR)
-            model.write(bytes([byte ^ 1]))
-        else:
-            model.truncate(50_000_000)
+    if damage == "byte":
+        flip(file)
+    else:
+        os.truncate(file, 50_000_000)
     if damage == "byte":
         kill_engine(service)
     else:
@@ -213,3 +209,35 @@ def test_a_model_that_its_disk_damaged(service: Service, damage: str) -> None:
     service.wait(lambda: service.status("/readyz") == 200, 60)
     with client_of(service) as client:
         assert client.completions.create(model="default", prompt="Hi", max_tokens=2).usage
+
+
+def test_a_model_that_is_damaged_before_it_is_loaded(service: Service, models: Path) -> None:
+    """Who asks for it is told so, others are answered; mended, it is loaded for the next."""
+    file = service.models / BASE_MODEL
+    shutil.copyfile(models / BASE_MODEL, file)
+    service.patch(engines___NOT_AGAIN=3)
+    service.start()
+    flip(file)
+
+    def ask(model: str) -> httpx.Response:
+        body = {"model": model, "prompt": "Hi", "max_tokens": 2}
+        return httpx.post(f"{service.url}/v1/completions", json=body, headers=AUTH, timeout=60)
+
+    told = ask("large")
+    assert told.status_code == 503
+    assert "has SHA-256" in told.json()["error"]["message"]
+    assert ask("default").status_code == 200
+    assert service.status("/readyz") == 200
+    status = httpx.get(f"{service.url}/admin/status", headers=AUTH).json()
+    assert "has SHA-256" in status["unusable"]["large"]
+    flip(file)
+    service.wait(lambda: ask("large").status_code == 200, 30)
+
+
+def flip(file: Path) -> None:
+    """Change one bit of it."""
+    with file.open("r+b") as model:
+        model.seek(50_000_000)
+        byte = model.read(1)[0]
+        model.seek(-1, os.SEEK_CUR)
+        model.write(bytes([byte ^ 1]))
