@@ -30,9 +30,9 @@ def cloud() -> Iterator[ScriptedCloud]:
 def service(
     cloud: ScriptedCloud, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CloudService]:
-    """One that waits three times as long for a whole answer as for a word."""
+    """One that waits twice as long for a whole answer as for a word."""
     service = CloudService(tmp_path_factory.mktemp("u"), cloud, timeout=SILENCE, parallel=1)
-    service.patch(cloud___TIMES_SILENCE=3, breaker___FIRST_PAUSE=3)
+    service.patch(cloud___TIMES_SILENCE=2, breaker___FIRST_PAUSE=2)
     service.start()
     yield service
     end(service)
@@ -88,8 +88,8 @@ def test_what_does_not_end(
     cloud.left.clear()
     began = time.monotonic()
     told = service.ask(stream=stream)
-    # Three times the silence, and what a busy machine takes.
-    assert time.monotonic() - began < 3 * SILENCE + 3
+    # Twice the silence, and what a busy machine takes.
+    assert time.monotonic() - began < 2 * SILENCE + 3
     begun = stream and behave in (head_alone, body_drips)
     assert told.status_code == (200 if begun else 503)
     error = json.loads(told.text.removeprefix("data: "))["error"]
@@ -124,7 +124,7 @@ def test_one_that_hangs_again_and_again(service: CloudService, cloud: ScriptedCl
 def slow_but_alive(visitor: Visitor, _: dict[str, Any]) -> None:
     """Whole events, each within the time, all of them together not."""
     visitor.head("text/event-stream")
-    for _number in range(12):
+    for _number in range(8):
         for part in (b": still", b" at it\n", b"\n"):
             visitor.wfile.write(part)
             time.sleep(SILENCE / 8)
