@@ -18,6 +18,12 @@ from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 
+# Without the reason phrase, which HTTP/2 has not.
+_ANSWER = r"(server response: |unexpected http response \(|response unexpected: )"
+_AWAY = (
+    "See that the other side runs, can be reached from here and has room; its own log says what it "
+    "could not do. The next run tries again"
+)
 # Why a copy failed: what it is called in metrics, its exit code, what restic or the system says of
 # it, and what to do. The first that fits counts.
 _CAUSES: tuple[tuple[str, int, str, str], ...] = (
@@ -31,9 +37,17 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
     (
         "no room",
         22,
-        r"no space left|quota exceeded|insufficient storage|server response: 507",
+        rf"no space left|quota exceeded|insufficient storage|{_ANSWER}507",
         "Make room where the copy is kept, or keep fewer points; of a restore, make room on the "
         "NAS; nothing was deleted",
+    ),
+    (
+        # Before all that it could be taken for: of a server in trouble, restic asks whether there
+        # is a repository; and one that takes new data alone refuses what it failed to write once.
+        "unreachable",
+        26,
+        rf"{_ANSWER}(429|5\d\d)|reduce your request rate",
+        _AWAY,
     ),
     (
         "busy",
@@ -68,8 +82,8 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
         26,
         r"connection (refused|reset|timed out)|no route to host|no such host|i/o timeout|"
         r"unreachable|could not resolve|server misbehaving|sftp session|did not answer|"
-        r"server response: 5\d\d|deadline exceeded",
-        "See that the other side runs and can be reached from here; the next run tries again",
+        r'tls handshake timeout|temporary failure in name resolution|deadline exceeded|": eof',
+        _AWAY,
     ),
     (
         "damaged",

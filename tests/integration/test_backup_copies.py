@@ -6,6 +6,7 @@ when something breaks."""
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +209,43 @@ def test_an_off_site_that_is_away(nas: Nas) -> None:
     nas.run("run", "usb")
     assert nas.restore("usb", sources=["tank/photos"])["changed"]
     nas.off_site.start()
+    nas.run("run", "offsite")
+
+
+class _InTrouble(http.server.BaseHTTPRequestHandler):
+    """A server, or a proxy before it, that answers all requests with one error."""
+
+    status = 0
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(self.status)
+        self.end_headers()
+
+    do_HEAD = do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "cause"), [(429, "unreachable"), (503, "unreachable"), (507, "no room")]
+)
+def test_a_server_in_trouble_is_not_one_without_a_repository(
+    nas: Nas, monkeypatch: pytest.MonkeyPatch, status: int, cause: str
+) -> None:
+    nas.run("run", "offsite")
+    monkeypatch.setattr(_InTrouble, "status", status)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _InTrouble)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = nas.settings["copies"][0]["repository"]
+    nas.settings["copies"][0]["repository"] = f"rest:http://127.0.0.1:{server.server_port}/nas1/"
+    # Nobody is told to begin anew, and systemd tries again.
+    done = nas.call("run", "offsite")
+    assert (done.returncode, "accept" in done.stderr) == (CODES[cause], False), done.stderr
+    server.shutdown()
+    server.server_close()
+    nas.settings["copies"][0]["repository"] = address
     nas.run("run", "offsite")
 
 

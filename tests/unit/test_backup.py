@@ -480,6 +480,35 @@ def test_which_point_is_meant() -> None:
         ('client.Head: Head "http://x/config": dial tcp 127.0.0.1:9: connect: connection refused\n'
          "Is there a repository at the following location?", "unreachable"),
         ("dial tcp: lookup no.such.example.com on 127.0.0.53:53: no such host", "unreachable"),
+        *[
+            (
+                "Fatal: unable to open config file: unexpected HTTP response "
+                f"({status})\nIs there a repository at the following location?",
+                cause,
+            )
+            for status, cause in (
+                ("500): 500 Internal Server Error", "unreachable"),
+                ("502): 502 Bad Gateway", "unreachable"),
+                ("503): 503 Service Unavailable", "unreachable"),
+                ("429): 429 Too Many Requests", "unreachable"),
+                ("507): 507 ", "no room"),
+            )
+        ],
+        ("Save(<data/8f1a2b>) returned error, retrying after 552ms: server response unexpected: "
+         "500 Internal Server Error (500)", "unreachable"),
+        ("Save(<data/8f1a2b>) returned error: server response unexpected: 507  (507)", "no room"),
+        # A full disk behind a server that takes new data alone.
+        ("Save(<data/8f1a2b>) returned error, retrying after 552ms: server response unexpected: "
+         "500 Internal Server Error (500)\nSave(<data/8f1a2b>) returned error, retrying after 1s: "
+         "server response unexpected: 403 Forbidden (403)", "unreachable"),
+        ("Load(<data/f12d79ace3>, 0, 0) returned error: unexpected HTTP response (502): 502 Bad "
+         "Gateway\nFatal: repository contains errors", "unreachable"),
+        ('client.Head: Head "https://x/config": net/http: TLS handshake timeout\n'
+         "Is there a repository at the following location?", "unreachable"),
+        ('client.Head: Head "https://x/config": EOF\nIs there a repository at the following '
+         "location?", "unreachable"),
+        ("dial tcp: lookup x: Temporary failure in name resolution", "unreachable"),
+        ("Stat: Please reduce your request rate.\nIs there a repository", "unreachable"),
         ("unable to open config file: <config/> does not exist\nIs there a repository", "gone"),
         ("stat /srv/x/config: no such file or directory\nIs there a repository", "gone"),
         ("Pack ID does not match, want f1, got 7a\nFatal: repository contains errors", "damaged"),
