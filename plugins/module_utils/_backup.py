@@ -277,7 +277,7 @@ def staged(
             ) as error:
                 problems.append(f"{source.name}: {error}")
             else:
-                shown.append(source)
+                shown.append(source.holding(settings.sources))
         yield stage, shown
 
 

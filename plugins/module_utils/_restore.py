@@ -480,7 +480,8 @@ def _bring_excluded(source: Source, draft: str) -> None:
     btrfs.call("btrfs", "subvolume", "snapshot", "-r", "--", source.path, present)
     try:
         for path in source.exclude:
-            if _is_plain(present, path):
+            # Of a subvolume it has an empty folder; a rollback has its place from the old state.
+            if _is_plain(present, path) and not snapshots.is_subvolume(f"{source.path}/{path}"):
                 _bring(present, draft, path)
     finally:
         _drop(present)

@@ -17,6 +17,10 @@ description:
     that it kept; retention leaves that one alone until a rollback of the same subvolume a week or
     more later, or until its line in a file of C(/var/lib/nas-assistant/holds) is removed.
   - Only snapshots that M(nas.assistant.btrfs_snapshot) made count.
+  - No snapshot has the subvolumes that lie in the subvolume. Those that O(volumes) names stay as
+    they are, in their places; with others in it, it is refused.
+  - What is mounted beneath the subvolume's mount point, and what needs one of these mounts, stops
+    and starts with it.
   - One that was cut off is finished by running it again. Where it left nothing but what it had
     stopped, O(state=resumed) starts that.
 author:
@@ -42,6 +46,11 @@ options:
     description: Unit of systemd by which the subvolume is mounted beside O(path).
     type: str
     default: ""
+  volumes:
+    description: Paths of all subvolumes that have snapshots of their own, below the same top level.
+    type: list
+    elements: path
+    default: []
   users:
     description: Units of systemd that use it. With V(docker.service), containers are stopped too.
     type: list
@@ -89,6 +98,7 @@ resumed:
 """
 
 import os
+import shutil
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -97,11 +107,13 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _snapshot_plan as plan,
     _snapshots as snapshots,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 from ansible_collections.nas.assistant.plugins.module_utils._files import replace
 from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
     Standstill,
     StandstillError,
     demand,
+    running,
 )
 
 HOLDS = "/var/lib/nas-assistant/holds"
@@ -152,6 +164,33 @@ def mount(standstill: Standstill) -> None:
         demand(["systemctl", "start", *units])
 
 
+def stopped_with(unit: str) -> list[str]:
+    """Return the units that run and that systemd stops with another one: those of what is mounted
+    beneath a mount, and of what needs any of them."""
+    found, left = dict[str, None](), [unit]
+    while left:
+        keys = [f"--property={key}" for key in ("RequiredBy", "BoundBy", "ConsistsOf")]
+        said = run(["systemctl", "show", *keys, "--value", left.pop()]).stdout
+        new = [name for name in running(said.split()) if name != unit and name not in found]
+        found |= dict.fromkeys(new)
+        left += new
+    return list(found)
+
+
+def demand_returning(units: list[str]) -> None:
+    """Refuse to unmount what nobody would mount again.
+
+    :raises BtrfsError: a mount was made by hand; names it.
+    """
+    for unit in [each for each in units if each.endswith(".mount")]:
+        show = ["systemctl", "show", "--property=FragmentPath", "--value", unit]
+        if not run(show).stdout.strip():
+            raise btrfs.BtrfsError(
+                f"{unit} is mounted beneath and was mounted by hand, so that nobody would mount it "
+                "again. Unmount it, or name it in /etc/fstab, and run again"
+            )
+
+
 def told(error: BaseException) -> str:
     """Return what failed, and before it what failed first."""
     before = None if error.__suppress_context__ else error.__context__
@@ -169,6 +208,12 @@ class Rollback:
         self.name: str = params["name"] or os.path.basename(self.path)
         self.unit: str = params["mount_unit"]
         self.users: list[str] = params["users"]
+        # From the subvolume on.
+        self.inner = [
+            os.path.relpath(each, self.path)
+            for each in params["volumes"]
+            if each.startswith(f"{self.path}/")
+        ]
         self.draft, self.old = places(self.path)
 
     def chosen(self, to: str) -> str:
@@ -213,13 +258,17 @@ class Rollback:
             os.rename(self.draft, self.path)
         if snapshots.is_subvolume(self.draft):
             btrfs.call("btrfs", "subvolume", "delete", self.draft)
-        return self.keep() if snapshots.is_subvolume(self.old) else ""
+        if not snapshots.is_subvolume(self.old):
+            return ""
+        self.bring_inner()
+        return self.keep()
 
-    def check(self) -> None:
+    def check(self, text: str) -> None:
         """Refuse what would lose something.
 
-        :raises BtrfsError: it is no subvolume, or others lie in it; or a rollback of another one
-            was cut off.
+        :param text: the snapshot's name.
+        :raises BtrfsError: it is no subvolume, or others lie in it for which there is no place in
+            the snapshot; or a rollback of another one was cut off.
         """
         demand_whole(Standstill(WORK), self.path)
         if not os.path.lexists(self.path) and snapshots.is_subvolume(self.draft):
@@ -227,12 +276,60 @@ class Rollback:
         place = snapshots.look(self.path)
         if not place or not place.is_subvolume:
             raise btrfs.BtrfsError(f"path={self.path} is no subvolume of a Btrfs")
-        inner = [each.path for each in btrfs.subvolumes(self.path) if each.parent == place.id]
-        if inner:
+        listed = btrfs.subvolumes(self.path)
+        above = {each.id: f"{each.path}/" for each in listed}.get(place.id, "")
+        inner = {each.path.removeprefix(above) for each in listed if each.parent == place.id}
+        if inner - {*self.inner}:
+            names = ", ".join(f"{above}{each}" for each in sorted(inner - {*self.inner})[:5])
             raise btrfs.BtrfsError(
-                f"path={self.path}: other subvolumes lie in it ({', '.join(inner[:5])}), which no "
-                "snapshot of it has. Move them away first"
+                f"path={self.path}: other subvolumes lie in it ({names}), which no snapshot of it "
+                "has. Name them among the pool's volumes, and they stay as they are; or move them "
+                "away"
             )
+        for each in self.inner:
+            # Of a run that was cut off, it may lie in the old state still.
+            if any(
+                snapshots.is_subvolume(os.path.join(top, each)) for top in (self.path, self.old)
+            ):
+                self.demand_place(os.path.join(self.folder, text), each)
+
+    def demand_place(self, top: str, inner: str) -> None:
+        """Refuse where a subvolume that lies in this one would have no place in a snapshot.
+
+        :raises BtrfsError: something else is there; names it.
+        """
+        parts = inner.split("/")
+        for count in range(1, len(parts) + 1):
+            place = os.path.join(top, *parts[:count])
+            if not os.path.lexists(place):
+                return
+            last = count == len(parts)
+            if os.path.islink(place) or not os.path.isdir(place) or (last and os.listdir(place)):
+                raise btrfs.BtrfsError(
+                    f"path={self.path}: the subvolume {inner} lies in it, and the snapshot has "
+                    f"something else at its place ({place}). Move the subvolume away first"
+                )
+
+    def bring_inner(self) -> None:
+        """Move the subvolumes that lie in the old state to the same places in the new one. What
+        uses them goes on: an open file knows nothing of it, and neither does a mount."""
+        for inner in self.inner:
+            source, target = os.path.join(self.old, inner), os.path.join(self.path, inner)
+            if not snapshots.is_subvolume(source):
+                continue
+            parts = inner.split("/")
+            for count in range(1, len(parts)):
+                part = os.path.join(*parts[:count])
+                place = os.path.join(self.path, part)
+                if not os.path.lexists(place):
+                    status = os.stat(os.path.join(self.old, part))
+                    os.mkdir(place, 0o700)
+                    os.chown(place, status.st_uid, status.st_gid)
+                    shutil.copystat(os.path.join(self.old, part), place)
+            # In a copy, an empty folder is what is left of a subvolume.
+            if os.path.lexists(target):
+                os.rmdir(target)
+            os.rename(source, target)
 
     def keep(self) -> str:
         """Make what was moved aside a snapshot as all others; return its name."""
@@ -266,13 +363,23 @@ class Rollback:
             btrfs.call("btrfs", "qgroup", "limit", str(limit), self.draft)
         os.rename(self.path, self.old)
         os.rename(self.draft, self.path)
+        self.bring_inner()
 
     def run(self, text: str) -> tuple[str, list[str]]:
         """Roll back; return what was kept, and what runs again."""
         standstill, kept = Standstill(WORK), ""
         try:
-            standstill.begin(self.users, [f"{self.unit} {self.path}"])
+            beneath = stopped_with(self.unit) if self.unit else []
+            # Those go with the mount, and come again before what needs them.
+            mounts = [each for each in beneath if each.endswith((".mount", ".target"))]
+            others = [each for each in beneath if each not in mounts and each not in self.users]
+            standstill.begin([*self.users, *others], [f"{self.unit} {self.path}"])
             if self.unit:
+                # What containers had mounted went with them.
+                mounts = running(mounts)
+                demand_returning(mounts)
+                standstill.notes += [f"{each} {self.path}" for each in mounts]
+                standstill.save()
                 demand(["systemctl", "stop", self.unit])
             self.finish()
             self.swap(text)
@@ -296,6 +403,7 @@ def main() -> None:
             "name": {"type": "str", "default": ""},
             "to": {"type": "str", "default": "newest"},
             "mount_unit": {"type": "str", "default": ""},
+            "volumes": {"type": "list", "elements": "path", "default": []},
             "users": {"type": "list", "elements": "str", "default": []},
             "state": {
                 "type": "str",
@@ -313,7 +421,7 @@ def main() -> None:
         rollback = Rollback(module.params)
         text = rollback.chosen(module.params["to"])
         kept, resumed = "", list[str]()
-        rollback.check()
+        rollback.check(text)
         if not module.check_mode:
             kept, resumed = rollback.run(text)
         diff = {"before": f"{rollback.path}: as it is\n", "after": f"{rollback.path}: {text}\n"}

@@ -216,7 +216,8 @@ class Subvolumes:
             self.switch_on_quotas()
             quotas = {}
         numbers = {each.path: each.id for each in btrfs.subvolumes(self.pool)}
-        for path, wish in self.wishes.items():
+        # Those first that others lie in, in whatever order they were given.
+        for path, wish in sorted(self.wishes.items(), key=lambda item: item[0].count("/")):
             self.settle(path, wish, quotas or {}, numbers.get(path))
         return {
             "changed": bool(self.diff),

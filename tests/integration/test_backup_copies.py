@@ -23,9 +23,13 @@ from unittest import mock
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.nas.assistant.plugins.module_utils import _backup
+from ansible_collections.nas.assistant.plugins.module_utils import _backup, _standstill
 from ansible_collections.nas.assistant.plugins.module_utils._backup_plan import Copy
-from ansible_collections.nas.assistant.plugins.modules import backup_device, backup_prune
+from ansible_collections.nas.assistant.plugins.modules import (
+    backup_device,
+    backup_prune,
+    btrfs_rollback,
+)
 from copies import CODES, Nas, listing, packs
 from shell import sh
 
@@ -78,6 +82,38 @@ def test_a_volume_comes_back_as_a_snapshot(nas: Nas) -> None:
         *("tank/documents", "tank/photos"),
         str(nas.etc),
     ]
+
+
+def test_a_volume_in_another_one_comes_back_and_so_does_that_one(
+    nas: Nas, call: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = nas.documents / "letters/inner"
+    sh("btrfs", "subvolume", "create", str(inner))
+    (inner / "one").write_text("one")
+    above = nas.settings["sources"][0]
+    below = {**above, "volume": "tank/documents/letters/inner", "path": str(inner)}
+    nas.settings["sources"].append(below)
+    nas.run("run", "usb")
+    assert "restored and proven" in nas.run("drill", "usb")
+    (inner / "one").write_text("two")
+    (nas.documents / "usage.db").unlink()
+    names = [above["volume"], below["volume"]]
+    monkeypatch.setattr(_standstill, "FOLDER", str(nas.folder))
+    monkeypatch.setattr(btrfs_rollback, "HOLDS", str(nas.folder / "holds"))
+    # In either order, as the inventory may have them.
+    for order in (names, names[::-1]):
+        found = {each["name"]: each for each in nas.restore("usb", sources=names)["restored"]}
+        for name in order:
+            path = str(nas.pool / name.partition("/")[2])
+            back = {"path": path, "folder": above["folder"], "to": found[name]["snapshot"]}
+            back["name"] = name.partition("/")[2].replace("/", ".")
+            volumes = [str(nas.documents), str(inner)]
+            answer = call(btrfs_rollback.main, volumes=volumes, **back)
+            assert answer.get("kept"), answer
+        assert (inner / "one").read_text() == "one"
+        assert (nas.documents / "usage.db").exists()
+        (inner / "one").write_text("three")
+        (nas.documents / "usage.db").unlink()
 
 
 def test_what_is_excluded_is_not_lost_with_a_volume_that_comes_back(nas: Nas) -> None:

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from ansible_collections.nas.assistant.plugins.module_utils import _snapshots, _standstill
@@ -141,6 +143,50 @@ def test_subvolumes_in_it_are_not_lost(volume: Volume) -> None:
     assert (volume.path / "inner").is_dir()
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("inner", ["inner", "deep/folder/inner"])
+@pytest.mark.parametrize("snapshot", ["after it", "before it"])
+def test_volumes_in_it_stay_as_they_are(volume: Volume, inner: str, snapshot: str) -> None:
+    place = volume.path / inner
+    volumes = [str(volume.path), str(place)]
+    volume.write("one")
+    first = volume.snapshot() if snapshot == "before it" else ""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    sh("btrfs", "subvolume", "create", str(place))
+    (place / "letter").write_text("mine")
+    (volume.path / "deep").mkdir(exist_ok=True)
+    (volume.path / "deep").chmod(0o710)
+    first = first or volume.snapshot()
+    volume.write("two")
+    with (place / "letter").open("a") as stream:
+        answer = volume.back(first, volumes=volumes)
+        stream.write(" still")
+    assert (volume.read(), (place / "letter").read_text()) == ("one", "mine still")
+    assert _snapshots.is_subvolume(str(place))
+    if inner != "inner":
+        assert (volume.path / "deep").stat().st_mode & 0o777 == 0o710
+    # Forth again, and the volume is a source of snapshots and rollbacks as before.
+    assert volume.back(answer["kept"], volumes=volumes)["snapshot"] == answer["kept"]
+    assert (volume.read(), (place / "letter").read_text()) == ("two", "mine still")
+    assert names(volume.path.parent) == [".snapshots", "documents"]
+
+
+def test_a_volume_in_it_needs_its_place(volume: Volume) -> None:
+    place = volume.path / "inner"
+    place.mkdir()
+    (place / "letter").write_text("older")
+    first = volume.snapshot()
+    (place / "letter").unlink()
+    place.rmdir()
+    sh("btrfs", "subvolume", "create", str(place))
+    said = volume.back(first, volumes=[str(place)])["msg"]
+    assert f"the snapshot has something else at its place ({volume.folder}/{first}/inner)" in said
+    assert place.is_dir()
+
+
 def test_the_same_again_does_not_bring_back_the_ruin(volume: Volume) -> None:
     volume.write("one")
     first = volume.snapshot()
@@ -178,21 +224,36 @@ def test_what_is_dated_after_now_is_not_the_newest(volume: Volume) -> None:
 
 
 class Units:
-    """Units of systemd that run, one of which cannot be started."""
+    """Units of systemd that run, one of which cannot be started. What needs another one stops with
+    it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.running = {"srv-documents.mount", "smbd.service"}
+        self.needed_by: dict[str, list[str]] = {}
+        self.by_hand: set[str] = set()
         self.broken = ""
         self.started: list[str] = []
         monkeypatch.setattr(_standstill, "SETTLE", 0.0)
-        monkeypatch.setattr(_standstill, "running", lambda units: [*self.running & {*units}])
-        monkeypatch.setattr(_standstill, "demand", self.demand)
-        monkeypatch.setattr(btrfs_rollback, "demand", self.demand)
+        for module in (_standstill, btrfs_rollback):
+            monkeypatch.setattr(module, "running", self.those_that_run)
+            monkeypatch.setattr(module, "demand", self.demand)
+        monkeypatch.setattr(btrfs_rollback, "run", self.show)
+
+    def those_that_run(self, units: Sequence[str]) -> list[str]:
+        return [unit for unit in units if unit in self.running]
+
+    def show(self, argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        text = " ".join(self.needed_by.get(argv[-1], []))
+        if "--property=FragmentPath" in argv:
+            text = "" if argv[-1] in self.by_hand else f"/etc/systemd/system/{argv[-1]}"
+        return subprocess.CompletedProcess(argv, 0, f"{text}\n", "")
 
     def demand(self, argv: Sequence[str]) -> str:
         _, verb, *units = argv
         if verb == "stop":
-            self.running -= {*units}
+            while units:
+                self.running.discard(unit := units.pop())
+                units += self.needed_by.get(unit, [])
             return ""
         self.started += units
         self.running |= {*units} - {self.broken}
@@ -219,6 +280,48 @@ def test_what_stood_still_goes_on_although_the_mount_does_not(volume: Volume, un
     (volume.path.parent / ".documents.before/something").mkdir(parents=True)
     said = volume.back(**USED)["msg"]
     assert said.index("Directory not empty") < said.index("Then systemctl start srv-documents")
+
+
+def test_what_is_mounted_beneath_is_mounted_again(volume: Volume, units: Units, call: Call) -> None:
+    beneath = ["srv-documents-photos.mount", "srv-documents-photos-old.mount"]
+    units.needed_by = {
+        "srv-documents.mount": [*beneath, "idle.service"],
+        beneath[0]: [beneath[1], "photos.service", "local-fs.target"],
+    }
+    units.running |= {*beneath, "photos.service", "local-fs.target"}
+    before = {*units.running}
+    volume.snapshot()
+    assert "photos.service" in volume.back(**USED)["resumed"]
+    assert units.running == before
+    assert units.started[:3] == ["srv-documents.mount", *beneath], "mounts come before their users"
+    # One that is cut off while all of it stands still remembers it.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(btrfs_rollback.Rollback, "swap", mock.Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(btrfs_rollback, "mount", lambda standstill: None)
+        patch.setattr(_standstill.Standstill, "end", lambda *_, **__: [])
+        with pytest.raises(KeyboardInterrupt):
+            volume.back(**USED)
+    assert not units.running
+    assert "photos.service" in call(btrfs_rollback.main, state="resumed")["resumed"]
+    assert units.running == before
+
+
+def test_what_was_mounted_by_hand_is_not_unmounted(volume: Volume, units: Units) -> None:
+    units.needed_by = {"srv-documents.mount": ["srv-documents-usb.mount"]}
+    units.by_hand = {"srv-documents-usb.mount"}
+    units.running |= units.by_hand
+    before = {*units.running}
+    volume.write("one")
+    volume.snapshot()
+    volume.write("two")
+    said = volume.back(**USED)["msg"]
+    assert "srv-documents-usb.mount is mounted beneath and was mounted by hand" in said
+    assert (volume.read(), units.running) == ("two", before)
+    # What containers had mounted goes with them.
+    units.needed_by["docker.service"] = ["srv-documents-usb.mount"]
+    units.running |= {"docker.service"}
+    assert not volume.back(mount_unit=USED["mount_unit"], users=["docker.service"]).get("failed")
+    assert volume.read() == "one"
 
 
 def test_what_a_run_that_was_cut_off_left_standing_goes_on(
@@ -260,6 +363,8 @@ def test_one_that_was_cut_off_is_finished(volume: Volume, step: str) -> None:
         volume.path.parent / ".documents.rollback",
         volume.path.parent / ".documents.before",
     )
+    inner = volume.path / "inner"
+    sh("btrfs", "subvolume", "create", str(inner))
     sh("btrfs", "subvolume", "snapshot", str(volume.folder / first), str(draft))
     if step != "copied":
         os.rename(volume.path, old)
@@ -268,8 +373,9 @@ def test_one_that_was_cut_off_is_finished(volume: Volume, step: str) -> None:
     # Until then nothing else touches it.
     wish = {"pool": str(volume.path.parent), "subvolumes": [{"path": "documents"}]}
     assert "left of a rollback" in volume.call(btrfs_subvolume.main, **wish)["msg"]
-    assert not volume.back(first).get("failed")
+    assert not volume.back(first, volumes=[str(inner)]).get("failed")
     assert volume.read() == "one"
+    assert _snapshots.is_subvolume(str(inner))
     assert not draft.exists()
     assert not old.exists()
 

@@ -897,6 +897,17 @@ def test_a_database_is_put_in_place_with_its_own_journals(
     assert bool(merge.changed) == bool(kept or set(restored) - present)
 
 
+def test_a_volume_is_copied_without_those_that_lie_in_it() -> None:
+    sources = [
+        plan.Source("/t/a", "t/a", "/t/.snapshots", exclude=("cache",)),
+        plan.Source("/t/a/b", "t/a/b", "/t/.snapshots"),
+        plan.Source("/t/ab", "t/ab", "/t/.snapshots"),
+        plan.Source("/t/a/b/folder"),
+        plan.Source("/t/a/z", "t/a/z"),  # of ZFS, which has its mounts itself
+    ]
+    assert [each.holding(sources).exclude for each in sources] == [("cache", "b"), (), (), (), ()]
+
+
 def test_settings_of_another_version_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "backup.json"
     with pytest.raises(restic.BackupError, match="run the backup role"):
