@@ -43,6 +43,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._replicate_plan impo
     Transfer,
     Wish,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._snapshots import take_over_holds
 
 LOCKS = "/run/nas-assistant"
 LOCK_PATIENCE = 300  # seconds that a second run waits for the first
@@ -327,6 +328,8 @@ class Replication:
         :raises ReplicateError: something failed; what is complete stays.
         """
         with _alone(self.wish):
+            if self.wish.holds == planning.HOLDS:
+                take_over_holds()
             plan, incoming = self._look()
             for each in [*incoming, *plan.remainders]:
                 self._remove(each, wait=True)

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-HOLDS = "/var/lib/nas-assistant/holds"
+from ansible_collections.nas.assistant.plugins.module_utils._snapshot_plan import HOLDS
+
 # As in the names that snapshots may have; 255 bytes are the most that the kernel takes.
 _LONGEST = 231
 _STAMP = re.compile(r"[0-9]{8}T[0-9]{6}Z")

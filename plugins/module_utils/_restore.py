@@ -50,7 +50,6 @@ _PARTS = 12
 _ATTRIBUTES = re.compile(r"xattr|operation not supported", re.IGNORECASE)
 # The first restic that leaves holes where a file has only zeros.
 _SPARSE = (0, 15)
-_HOLDS = "/var/lib/nas-assistant/holds"
 _DRAFT = ".nas-assistant-restore"
 #: What the roles make for each machine. The key for SSH, copies and firewall of the one that was
 #: lost are not this one's, and would count until the roles run again.
@@ -534,7 +533,8 @@ def _finish(folder: str, name: str, draft: str) -> str:
     while not text or os.path.lexists(os.path.join(folder, text)):
         text, number = snapshot_plan.snapshot_text(name, number), number + 1
     # Retention may look at any time, also before it was rolled back to.
-    hold = os.path.join(_HOLDS, snapshots.hold_name("restore", folder, name))
+    snapshots.take_over_holds()
+    hold = os.path.join(snapshot_plan.HOLDS, snapshots.hold_name("restore", folder, name))
     replace(hold, snapshots.hold_text(hold, folder, place.uuid).encode(), 0, 0, 0o600)
     btrfs.call("btrfs", "filesystem", "sync", draft)
     # In this order: the kernel moves no subvolume that is read-only.

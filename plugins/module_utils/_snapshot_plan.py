@@ -17,6 +17,11 @@ from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils._btrfs import BtrfsError
 
+#: Where holds are: not where a volume may be mounted, as at /var/lib/nas-assistant, which is
+#: unmounted or brought back while a hold is written.
+HOLDS = "/var/lib/nas-assistant-storage/holds"
+# Where they were before that.
+EARLIER_HOLDS = "/var/lib/nas-assistant/holds"
 _STAMP = "%Y%m%dT%H%M%SZ"
 _SNAPSHOT = re.compile(r"(.+)\.([0-9]{8}T[0-9]{6}Z)", re.DOTALL)
 _DRAFT = re.compile(r"\.(.+)\.([0-9]{8}T[0-9]{6}Z)\.draft", re.DOTALL)

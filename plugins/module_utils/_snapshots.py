@@ -24,6 +24,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _snapshot_plan as plan,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._btrfs import BtrfsError
+from ansible_collections.nas.assistant.plugins.module_utils._files import replace
 from ansible_collections.nas.assistant.plugins.module_utils._lock import held
 
 # Its value is the UUID of the subvolume that carries it: in a copy or a replica it is wrong.
@@ -134,6 +135,8 @@ def carry_out(
     :param holds: folder whose files name by UUID what must not be deleted.
     :param check: change nothing, and say what would be done.
     """
+    if holds == plan.HOLDS and not check:
+        take_over_holds()
     outcomes = [Outcome(wish) for wish in wishes]
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
@@ -200,18 +203,39 @@ def hold_text(path: str, folder: str, own: str) -> str:
     return "".join(f"{line}\n" for line in dict.fromkeys([*stay, own]))
 
 
+def take_over_holds() -> None:
+    """Bring what is held where holds were once to where they are."""
+    earlier = plan.EARLIER_HOLDS
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(earlier):
+            old, new = os.path.join(earlier, name), os.path.join(plan.HOLDS, name)
+            if name.startswith(".") or not stat.S_ISREG(os.lstat(old).st_mode):
+                continue
+            with open(old, "rb") as stream:
+                content = stream.read()
+            with contextlib.suppress(FileNotFoundError), open(new, "rb") as stream:
+                content = b"\n".join(dict.fromkeys([*stream.read().split(), *content.split()]))
+            replace(new, content, 0, 0, 0o600)
+            os.unlink(old)
+        with contextlib.suppress(OSError):
+            os.rmdir(earlier)
+
+
 def read_holds(folder: str) -> frozenset[str]:
-    """Return the UUIDs that the files of a folder hold, one a line; none without the folder.
+    """Return the UUIDs that the files of a folder hold, one a line; none without the folder. Of
+    ours, also what the one before it holds.
 
     Files with a full stop before their names are drafts of whoever writes there.
 
     :raises BtrfsError: something there makes no sense, so that it is not known what is held.
     """
-    found = set()
+    found: set[str] = set()
+    if folder == plan.HOLDS:
+        found |= read_holds(plan.EARLIER_HOLDS)
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
-        return frozenset()
+        return frozenset(found)
     for path in [os.path.join(folder, name) for name in names if not name.startswith(".")]:
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):

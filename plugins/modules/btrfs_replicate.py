@@ -109,7 +109,7 @@ options:
       - The file is called after O(name) and O(destination). Remove it when this replication is
         given up.
     type: str
-    default: /var/lib/nas-assistant/holds
+    default: /var/lib/nas-assistant-storage/holds
   timeout:
     description: Seconds without a byte until a transfer is given up.
     type: int

@@ -15,7 +15,7 @@ description:
     stays; owner, mode and compression are those of the snapshot.
   - Nothing is lost, not even what is written while it works. To undo it, roll back to the snapshot
     that it kept; retention leaves that one alone until a rollback of the same subvolume a week or
-    more later, or until its line in a file of C(/var/lib/nas-assistant/holds) is removed.
+    more later, or until its line in a file of C(/var/lib/nas-assistant-storage/holds) is removed.
   - Only snapshots that M(nas.assistant.btrfs_snapshot) made count.
   - No snapshot has the subvolumes that lie in the subvolume. Those that O(volumes) names stay as
     they are, in their places; with others in it, it is refused.
@@ -116,7 +116,6 @@ from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
     running,
 )
 
-HOLDS = "/var/lib/nas-assistant/holds"
 WORK = "rollback"
 
 
@@ -343,7 +342,8 @@ class Rollback:
         for attribute in (snapshots.KEPT, snapshots.ATTRIBUTE):
             os.setxattr(self.old, attribute, place.uuid.encode())
         # Held before it is there, since retention may look at any time.
-        hold = os.path.join(HOLDS, snapshots.hold_name("rollback", self.folder, self.name))
+        snapshots.take_over_holds()
+        hold = os.path.join(plan.HOLDS, snapshots.hold_name("rollback", self.folder, self.name))
         held = snapshots.hold_text(hold, self.folder, place.uuid)
         replace(hold, held.encode(), 0, 0, 0o600)
         final = os.path.join(self.folder, text)

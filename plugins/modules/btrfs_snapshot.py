@@ -89,7 +89,7 @@ options:
       - Who holds one writes the file first, and then sees that the snapshot is there.
       - While something there makes no sense, snapshots are made, and none is deleted.
     type: str
-    default: /var/lib/nas-assistant/holds
+    default: /var/lib/nas-assistant-storage/holds
 attributes:
   check_mode:
     description: Says what would be made and deleted. It does not wait for another run.
@@ -175,8 +175,6 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 )
 from ansible_collections.nas.assistant.plugins.module_utils._btrfs import BtrfsError
 
-HOLDS = "/var/lib/nas-assistant/holds"
-
 
 def describe(outcome: snapshots.Outcome) -> dict[str, Any]:
     """Return what the module says of one volume."""
@@ -228,7 +226,7 @@ def main() -> None:
                 "default": "present",
             },
             "volumes": {"type": "list", "elements": "dict", "required": True, "options": volume},
-            "holds": {"type": "str", "default": HOLDS},
+            "holds": {"type": "str", "default": plan.HOLDS},
         },
         supports_check_mode=True,
     )

@@ -23,7 +23,11 @@ from unittest import mock
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.nas.assistant.plugins.module_utils import _backup, _standstill
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _backup,
+    _snapshot_plan,
+    _standstill,
+)
 from ansible_collections.nas.assistant.plugins.module_utils._backup_plan import Copy
 from ansible_collections.nas.assistant.plugins.modules import (
     backup_device,
@@ -99,7 +103,7 @@ def test_a_volume_in_another_one_comes_back_and_so_does_that_one(
     (nas.documents / "usage.db").unlink()
     names = [above["volume"], below["volume"]]
     monkeypatch.setattr(_standstill, "FOLDER", str(nas.folder))
-    monkeypatch.setattr(btrfs_rollback, "HOLDS", str(nas.folder / "holds"))
+    monkeypatch.setattr(_snapshot_plan, "HOLDS", str(nas.folder / "holds"))
     # In either order, as the inventory may have them.
     for order in (names, names[::-1]):
         found = {each["name"]: each for each in nas.restore("usb", sources=names)["restored"]}

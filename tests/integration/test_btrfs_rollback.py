@@ -12,7 +12,11 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ansible_collections.nas.assistant.plugins.module_utils import _snapshots, _standstill
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _snapshot_plan,
+    _snapshots,
+    _standstill,
+)
 from ansible_collections.nas.assistant.plugins.modules import (
     btrfs_rollback,
     btrfs_snapshot,
@@ -55,7 +59,8 @@ class Volume:
 @pytest.fixture
 def volume(call: Call, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
     monkeypatch.setattr(_standstill, "FOLDER", str(tmp_path))
-    monkeypatch.setattr(btrfs_rollback, "HOLDS", str(tmp_path / "holds"))
+    monkeypatch.setattr(_snapshot_plan, "HOLDS", str(tmp_path / "holds"))
+    monkeypatch.setattr(_snapshot_plan, "EARLIER_HOLDS", str(tmp_path / "earlier"))
     return Volume(call, pool, monkeypatch)
 
 
@@ -401,6 +406,29 @@ def test_a_link_in_the_way_is_not_followed(volume: Volume, pool: Path) -> None:
 
 def test_no_snapshot_at_all(volume: Volume) -> None:
     assert "there are none" in volume.back()["msg"]
+
+
+def test_what_was_held_where_holds_were_before_stays_held(volume: Volume, tmp_path: Path) -> None:
+    volume.write("one")
+    first = volume.snapshot()
+    old, new = tmp_path / "earlier", tmp_path / "holds"
+    old.mkdir()
+    uuids = [_snapshots.look(str(volume.folder / first)), _snapshots.look(str(volume.path))]
+    lines = [place.uuid for place in uuids if place]
+    name = _snapshots.hold_name("rollback", str(volume.folder), "documents")
+    (old / name).write_text(f"{lines[0]}\n")
+    (old / "replicate-usb").write_text(f"{lines[1]}\n")
+    assert _snapshots.read_holds(str(new)) == {*lines}
+    kept = _snapshots.look(str(volume.folder / volume.back(first)["kept"]))
+    assert kept
+    assert not old.exists()
+    assert (new / name).read_text().split() == [lines[0], kept.uuid]
+    assert (new / "replicate-usb").read_text().split() == [lines[1]]
+    # Where somebody wrote both, neither is forgotten.
+    old.mkdir()
+    (old / "replicate-usb").write_text(lines[0])
+    _snapshots.take_over_holds()
+    assert (new / "replicate-usb").read_text().split() == [lines[1], lines[0]]
 
 
 def test_volumes_of_one_name_in_two_pools_are_held_apart() -> None:
