@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ansible_collections.nas.assistant.plugins.module_utils import _commands
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 from ansible_collections.nas.assistant.plugins.module_utils._files import replace
+from ansible_collections.nas.assistant.plugins.module_utils._lock import held
 
 DOCKER = "docker.service"
 FOLDER = "/var/lib/nas-assistant-storage"
+LOCK = "/run/nas-assistant/standstill.lock"
+PATIENCE = 5.0  # seconds that a run waits for another one
 SETTLE = 3.0  # seconds in which a program that cannot work with what it finds has ended
 
 
@@ -25,6 +29,26 @@ class StandstillError(Exception):
 def demand(argv: Sequence[str]) -> str:
     """Run a command that must succeed; return what it prints."""
     return str(_commands.demand(argv, StandstillError))
+
+
+@contextlib.contextmanager
+def alone(check_mode: bool = False) -> Iterator[None]:
+    """Keep others from stopping and starting things meanwhile, whatever kind of work they do.
+
+    :param check_mode: whether nothing is changed, so that others may go on.
+    :raises StandstillError: somebody is at it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if not check_mode:
+                stack.enter_context(held(LOCK, PATIENCE))
+        except TimeoutError:
+            raise StandstillError(
+                "busy: another run copies a folder or rolls a volume back, and this one would "
+                "start what must stand still for it. Run again once it has ended; "
+                f"`fuser -v {LOCK}` says what it is"
+            ) from None
+        yield
 
 
 class Standstill:

@@ -112,6 +112,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._files import replac
 from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
     Standstill,
     StandstillError,
+    alone,
     demand,
     running,
 )
@@ -415,15 +416,16 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        if module.params["state"] == "resumed":
-            resumed = resume(module.check_mode)
-            module.exit_json(changed=bool(resumed), resumed=resumed)
-        rollback = Rollback(module.params)
-        text = rollback.chosen(module.params["to"])
-        kept, resumed = "", list[str]()
-        rollback.check(text)
-        if not module.check_mode:
-            kept, resumed = rollback.run(text)
+        with alone(module.check_mode):
+            if module.params["state"] == "resumed":
+                resumed = resume(module.check_mode)
+                module.exit_json(changed=bool(resumed), resumed=resumed)
+            rollback = Rollback(module.params)
+            text = rollback.chosen(module.params["to"])
+            kept, resumed = "", list[str]()
+            rollback.check(text)
+            if not module.check_mode:
+                kept, resumed = rollback.run(text)
         diff = {"before": f"{rollback.path}: as it is\n", "after": f"{rollback.path}: {text}\n"}
         module.exit_json(changed=True, snapshot=text, kept=kept, resumed=resumed, diff=diff)
     except (btrfs.BtrfsError, StandstillError, OSError, ValueError) as error:

@@ -126,6 +126,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
     DOCKER,
     Standstill,
     StandstillError,
+    alone,
     demand,
     running,
 )
@@ -307,6 +308,29 @@ def _named(names: list[str]) -> str:
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
+def resume(folders: list[dict[str, Any]], check_mode: bool) -> tuple[list[str], list[str]]:
+    """Start what stands still for a copy; return what did, and what runs again."""
+    standstill = Standstill("copy")
+    stopped, points = standstill.stopped, btrfs.points()
+    # A copy is gone on with until something is mounted where it came from.
+    rest = {each["to"] for each in folders if each["path"] not in points}
+    notes = [note for note in standstill.notes if note in rest]
+    return stopped, stopped if check_mode else standstill.end(notes)
+
+
+def run(folders: list[dict[str, Any]], remedy: str, check_mode: bool) -> list[dict[str, Any]]:
+    """Copy what is to be copied; return that."""
+    standstill = Standstill("copy")
+    found = to_copy(folders, standstill.notes, remedy)
+    if found and not check_mode:
+        users = [unit for folder in found for unit in folder["users"]]
+        standstill.begin(dict.fromkeys(users), [folder["to"] for folder in found])
+        demand_whole([folder["path"] for folder in found])
+        for folder in found:
+            copy(folder["path"], folder["to"])
+    return found
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -330,24 +354,13 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    params: dict[str, Any] = module.params
     try:
-        standstill = Standstill("copy")
-        if module.params["state"] == "resumed":
-            stopped = standstill.stopped
-            points = btrfs.points()
-            # A copy is gone on with until something is mounted where it came from.
-            rest = {each["to"] for each in module.params["folders"] if each["path"] not in points}
-            notes = [note for note in standstill.notes if note in rest]
-            resumed = stopped if module.check_mode else standstill.end(notes)
-            module.exit_json(changed=bool(stopped), copied=[], resumed=resumed)
-        folders, remedy = module.params["folders"], module.params["remedy"]
-        found = to_copy(folders, standstill.notes, remedy)
-        if found and not module.check_mode:
-            users = [unit for folder in found for unit in folder["users"]]
-            standstill.begin(dict.fromkeys(users), [folder["to"] for folder in found])
-            demand_whole([folder["path"] for folder in found])
-            for folder in found:
-                copy(folder["path"], folder["to"])
+        with alone(module.check_mode):
+            if params["state"] == "resumed":
+                stopped, resumed = resume(params["folders"], module.check_mode)
+                module.exit_json(changed=bool(stopped), copied=[], resumed=resumed)
+            found = run(params["folders"], params["remedy"], module.check_mode)
         paths = [folder["path"] for folder in found]
         shown = "".join(f"{folder['path']}: copied to {folder['to']}\n" for folder in found)
         diff = {"before": "", "after": shown}

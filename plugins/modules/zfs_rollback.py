@@ -91,6 +91,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
     Standstill,
     StandstillError,
+    alone,
     demand,
 )
 
@@ -243,15 +244,16 @@ def main() -> None:
     )
     params: dict[str, Any] = module.params
     try:
-        if params["state"] == "resumed":
-            resumed = resume(module.check_mode)
-            module.exit_json(changed=bool(resumed), resumed=resumed)
-        standstill = Standstill(WORK)
-        demand_whole(standstill, params["dataset"])
-        text = chosen(params["dataset"], params["to"], standstill.notes)
-        kept, resumed = "", list[str]()
-        if not module.check_mode:
-            kept, resumed = roll_back(params["dataset"], text, params["users"])
+        with alone(module.check_mode):
+            if params["state"] == "resumed":
+                resumed = resume(module.check_mode)
+                module.exit_json(changed=bool(resumed), resumed=resumed)
+            standstill = Standstill(WORK)
+            demand_whole(standstill, params["dataset"])
+            text = chosen(params["dataset"], params["to"], standstill.notes)
+            kept, resumed = "", list[str]()
+            if not module.check_mode:
+                kept, resumed = roll_back(params["dataset"], text, params["users"])
         before, after = f"{params['dataset']}: as it is\n", f"{params['dataset']}: {text}\n"
         diff = {"before": before, "after": after}
         module.exit_json(changed=True, snapshot=text, kept=kept, resumed=resumed, diff=diff)

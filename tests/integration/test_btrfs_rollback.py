@@ -59,6 +59,7 @@ class Volume:
 @pytest.fixture
 def volume(call: Call, pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Volume:
     monkeypatch.setattr(_standstill, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(_standstill, "LOCK", str(tmp_path / "standstill.lock"))
     monkeypatch.setattr(_snapshot_plan, "HOLDS", str(tmp_path / "holds"))
     monkeypatch.setattr(_snapshot_plan, "EARLIER_HOLDS", str(tmp_path / "earlier"))
     return Volume(call, pool, monkeypatch)

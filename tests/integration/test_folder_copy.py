@@ -25,6 +25,7 @@ Call = Callable[..., dict[str, Any]]
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record of its own; the real one is the system's."""
     monkeypatch.setattr(_standstill, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(_standstill, "LOCK", str(tmp_path / "standstill.lock"))
     if not shutil.which("rsync"):
         apt.install(["rsync"], why="the test copies folders as a NAS does")
 

@@ -23,7 +23,11 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _zfs_snapshots as zfs_snapshots,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._standstill import Standstill
-from ansible_collections.nas.assistant.plugins.modules import zfs_rollback
+from ansible_collections.nas.assistant.plugins.modules import (
+    btrfs_rollback,
+    folder_copy,
+    zfs_rollback,
+)
 
 A, B, C, D = (f"/dev/disk/by-id/ata-EXAMPLE-{number}" for number in range(1, 5))
 
@@ -366,6 +370,7 @@ def test_retention_leaves_what_is_not_its_own(
 def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Standstill:
     """What a rollback has stopped."""
     monkeypatch.setattr(_standstill, "FOLDER", str(tmp_path))
+    monkeypatch.setattr(_standstill, "LOCK", str(tmp_path / "standstill.lock"))
     return Standstill(zfs_rollback.WORK)
 
 
@@ -391,6 +396,23 @@ def test_the_same_again_does_not_bring_back_the_ruin(
     fake.there = fake.there[1:]
     with pytest.raises(zfs.ZfsError, match="rollbacks kept or which are dated after now: name one"):
         zfs_rollback.chosen("tank/docs", "newest", [])
+
+
+def test_one_stands_still_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, work: Standstill, call: Callable[..., dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(_standstill, "PATIENCE", 0.0)
+    monkeypatch.setattr(_standstill, "SETTLE", 0.0)
+    monkeypatch.setattr(_standstill, "running", list)
+    monkeypatch.setattr(_standstill, "demand", lambda argv: "")
+    Standstill("copy").begin(["smbd.service"])
+    # What one run has stopped, no other one starts, of whatever kind they are.
+    with _standstill.alone():
+        for main in (zfs_rollback.main, btrfs_rollback.main, folder_copy.main):
+            assert "busy: another run" in call(main, state="resumed")["msg"]
+            assert not call(main, check=True, state="resumed").get("failed")
+    assert Standstill("copy").stopped == ["smbd.service"]
+    assert call(folder_copy.main, state="resumed")["resumed"] == ["smbd.service"]
 
 
 def test_what_rollbacks_kept_is_held_for_a_week(monkeypatch: pytest.MonkeyPatch) -> None:
