@@ -149,8 +149,9 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 )
 
 OPERATION = "/sys/fs/btrfs/{}/exclusive_operation"
-# Where a filesystem is mounted while it is worked on, if it is not mounted anyway.
-WORKPLACE = "/run/nas-assistant/pools"
+# Where a filesystem is mounted while it is worked on, if it is not mounted anyway. Not in
+# /run/nas-assistant/pools, where nas-pool-device has a link of the same name.
+WORKPLACE = "/run/nas-assistant/pools-at-work"
 PAUSE = 0.5  # seconds between looks at long work
 
 

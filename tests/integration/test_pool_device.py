@@ -7,9 +7,11 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from shell import sh
+from ansible_collections.nas.assistant.plugins.modules import btrfs_pool
+from shell import LABEL, sh
 
 from lab import paths
 
@@ -58,6 +60,40 @@ def test_it_waits_for_the_others_and_goes_on_without(
     sh("mount", "-t", "btrfs", "-o", "degraded", str(LINKS / uuid), str(pool))
     done = find(uuid, 2)
     assert (done.returncode, done.stderr) == (0, ""), "it waits for the rest of one that is mounted"
+
+
+def test_a_pool_that_is_worked_on_can_be_mounted(
+    uuid: str,
+    pool: Path,
+    make_disks: Callable[..., list[str]],
+    call: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (pool / "letter").write_text("one")
+    lost, left = sorted(sh("blkid", "-t", f"UUID={uuid}", "-o", "device").split())
+    assert find(uuid, 2).returncode == 0, "the link of an earlier boot"
+    sh("umount", str(pool))
+    sh("losetup", "--detach", lost)
+    sh("btrfs", "device", "scan", "--forget")
+    (new,) = make_disks(1)
+    # What takes longer than it is waited for; its end is that of the test.
+    busy = {"device replace"}
+    monkeypatch.setattr(btrfs_pool, "operation", lambda _: "".join(busy))
+    wish = {"label": LABEL, "uuid": uuid, "devices": [new, left], "format": True, "wait": 0}
+    answer = call(btrfs_pool.main, **wish)
+    assert answer.get("busy") == "device replace", answer
+    place = Path(btrfs_pool.WORKPLACE) / uuid
+    assert place.is_mount()
+    done = find(uuid, 2)
+    assert (done.returncode, done.stderr) == (0, "")
+    sh("mount", "-t", "btrfs", "-o", "subvol=/", str(LINKS / uuid), str(pool))
+    assert (pool / "letter").read_text() == "one"
+    # The next run goes on, and leaves its workplace.
+    busy.clear()
+    answer = call(btrfs_pool.main, **{**wish, "wait": 60})
+    assert answer["missing"] == 0, answer
+    assert not place.exists()
+    assert (pool / "letter").read_text() == "one"
 
 
 def test_no_link_is_left_to_a_device_that_is_gone(uuid: str, pool: Path) -> None:
