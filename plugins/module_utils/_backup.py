@@ -95,7 +95,12 @@ def run(settings: Settings, name: str) -> Record:
             if copy.device:
                 points = prune(repository, points, copy.keep)
         record["points"] = sum(map(plan.is_complete, points))
-        record["unknown"] = unknown(name, settings.sources) if copy.device else []
+        record["told"] = unknown(name, settings.sources) if copy.device else []
+        if repository.erasable:
+            record["told"].append(
+                f"the server of {name} takes more than new data: whoever has this NAS can delete "
+                "all of it there. Start it with --append-only"
+            )
         # Of what is off-site: whether anybody prunes there.
         record["old"] = sum(map(plan.is_complete, plan.drop(points, copy.keep, now())))
         if problems:
@@ -184,6 +189,8 @@ def opened(settings: Settings, copy: Copy, write: bool = True) -> Iterator[Repos
             # Elsewhere, somebody may prune meanwhile.
             options += [] if write else ["--no-lock"]
             location = os.path.join(point, "nas-assistant", settings.host)
+        elif location.startswith("/") and write:
+            demand_elsewhere(copy, settings.sources)
         repository = Repository(
             location=location,
             password_file=settings.password_file,
@@ -218,6 +225,22 @@ def separate(settings: Settings, copy: Copy) -> str:
         )
     demand_apart(copy.name, devices, settings.sources)
     return str(devices[0])
+
+
+def demand_elsewhere(copy: Copy, sources: Iterable[Source]) -> None:
+    """Refuse a folder for a copy that is on a disk of what is copied, or on the system's own."""
+    above = copy.repository
+    while not os.path.exists(above):
+        above = os.path.dirname(above)
+    if block.mount_point(above) == "/":
+        raise BackupError(
+            "device",
+            f"device: {copy.name}: nothing is mounted at {copy.repository}, nor at a folder above "
+            "it, so that it would be on the system's own disk. Mount what it is meant to be on; or "
+            "give the disk as device, which is mounted for the time of a run only",
+        )
+    if devices := block.under(above):
+        demand_apart(copy.name, devices, sources)
 
 
 def demand_apart(name: str, devices: Sequence[str], sources: Iterable[Source]) -> None:

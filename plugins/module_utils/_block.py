@@ -178,6 +178,12 @@ def filesystem(path: str) -> str:
     return _uuid(source) if source.startswith("/dev/") else ""
 
 
+def mount_point(path: str) -> str:
+    """Return where the filesystem is mounted that a path lies in."""
+    done = run(["findmnt", "--noheadings", "--output", "TARGET", "--target", path])
+    return str(done.stdout.splitlines()[-1].strip()) if done.stdout.strip() else ""
+
+
 def _mounted(path: str) -> tuple[str, str]:
     """Return what is mounted where a path lies, and the kind of filesystem."""
     columns = ["--noheadings", "--nofsroot", "--output", "SOURCE,FSTYPE"]

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
+from ansible_collections.nas.assistant.plugins.module_utils._rest_server import may_delete
 
 # Without the reason phrase, which HTTP/2 has not.
 _ANSWER = r"(server response: |unexpected http response \(|response unexpected: )"
@@ -272,6 +273,15 @@ class Repository:
         except ValueError:
             raise BackupError("damaged", "damaged: restic cat config: no JSON") from None
         return str(told["id"])
+
+    @property
+    def erasable(self) -> bool:
+        """Whether a server of the REST protocol says that it would delete data; no answer is no."""
+        if not self.location.startswith("rest:"):
+            return False
+        given = [self.environment.get(f"RESTIC_REST_{key}", "") for key in ("USERNAME", "PASSWORD")]
+        ca = dict(zip(self.options, self.options[1:], strict=False)).get("--cacert", "")
+        return bool(may_delete(self.location, *given, ca))
 
     def points(self, host: str) -> list[Point]:
         """Return a host's restore points, the oldest first."""

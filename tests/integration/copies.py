@@ -65,11 +65,11 @@ class OffSite:
         """Its data, the largest file first."""
         return packs(self.folder / "nas1")
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         # Without its cache, which goes on answering for files that are gone.
         command = ["rclone", "serve", "restic", "--append-only", "--cache-objects=false", "--addr"]
         self.process = subprocess.Popen(
-            [*command, f"127.0.0.1:{self.port}", str(self.folder)],
+            [*command, f"127.0.0.1:{self.port}", *more, str(self.folder)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

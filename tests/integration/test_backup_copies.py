@@ -289,6 +289,32 @@ def test_a_server_in_trouble_is_not_one_without_a_repository(
     nas.run("run", "offsite")
 
 
+def test_a_server_that_deletes_is_told(nas: Nas) -> None:
+    assert "delete" not in nas.run("run", "offsite")
+    nas.off_site.stop()
+    nas.off_site.start("--append-only=false")
+    said = nas.run("run", "offsite")
+    assert "offsite: the server of offsite takes more than new data: whoever has this NAS" in said
+    assert len(nas.points("offsite")) == 2
+
+
+def test_a_folder_must_be_elsewhere(nas: Nas) -> None:
+    elsewhere = nas.folder / "elsewhere"
+    elsewhere.mkdir()
+    (nas.pool / "copies").mkdir()
+    for place, said in (
+        (f"/nas-assistant-{os.getpid()}/copies", "nothing is mounted at"),
+        (str(nas.pool / "copies/new"), "is on the same disk as tank/documents"),
+    ):
+        nas.settings["copies"][0]["repository"] = place
+        assert said in nas.fails("device", "run", "offsite")
+        assert not Path(place).exists()
+    sh("mount", nas.disk, str(elsewhere))
+    nas.settings["copies"][0]["repository"] = str(elsewhere / "nas1")
+    nas.run("run", "offsite")
+    sh("umount", str(elsewhere))
+
+
 def test_an_off_site_that_was_emptied_is_not_begun_anew_in_silence(nas: Nas) -> None:
     nas.run("run", "offsite")
     (nas.off_site.folder / "nas1").rename(nas.off_site.folder / "gone")

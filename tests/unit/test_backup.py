@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import re
 import sqlite3
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -578,6 +580,47 @@ def test_what_went_while_it_was_read_is_no_error() -> None:
         "error: read /a: input/output error",
     ]
     assert restic.unreadable("\n".join([*gone, *wrong])) == wrong
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """Answers all that is to be deleted with a status, and notes who asked for what."""
+
+    status = 0
+    asked: list[str] = []  # noqa: RUF012
+
+    def do_DELETE(self) -> None:
+        self.asked.append(f"{self.path} {self.headers['Authorization']}")
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("status", "erasable"), [(403, False), (404, True), (200, True), (401, False), (500, False)]
+)
+def test_a_server_is_asked_whether_it_deletes(
+    monkeypatch: pytest.MonkeyPatch, status: int, erasable: bool
+) -> None:
+    monkeypatch.setattr(_Server, "status", status)
+    monkeypatch.setattr(_Server, "asked", [])
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"127.0.0.1:{server.server_port}"
+        for address, environment in (
+            (f"rest:http://nas1:p%40ss@{host}/nas1/", {}),
+            (f"rest:http://{host}/nas1", {"USERNAME": "nas1", "PASSWORD": "p@ss"}),
+        ):
+            variables = {f"RESTIC_REST_{key}": value for key, value in environment.items()}
+            repository = restic.Repository(address, "/key", "/cache", variables)
+            assert repository.erasable is erasable
+        server.shutdown()
+    # No data have this name, and all of it is said to whom the address names.
+    assert _Server.asked == [f"/nas1/data/{'0' * 64} Basic bmFzMTpwQHNz"] * 2
+    # Nobody there: the run itself says so.
+    assert not repository.erasable
+    assert not restic.Repository("s3:https://x/y", "/key", "/cache").erasable
 
 
 def test_points_are_read() -> None:
