@@ -355,7 +355,7 @@ def _snapshot(
     if not snapshots.is_subvolume(source.path):
         raise BackupError("incomplete", f"{source.path} is no subvolume, or is not mounted")
     folder = os.path.join(source.folder, SNAPSHOTS)
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    private_folders(source.folder, folder)
     for name in os.listdir(folder):
         # Left by a run of a copy that the inventory no longer has.
         if name.partition(".")[0] not in copies:
@@ -365,6 +365,13 @@ def _snapshot(
     made.callback(_delete, path)
     btrfs.call("btrfs", "subvolume", "snapshot", "-r", source.path, path)
     return path
+
+
+def private_folders(*paths: str) -> None:
+    """Make folders that are root's alone, one in the other: the mode counts for the last one of a
+    path only."""
+    for path in paths:
+        os.makedirs(path, mode=0o700, exist_ok=True)
 
 
 def _snapshot_zfs(

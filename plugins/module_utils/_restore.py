@@ -216,7 +216,7 @@ def volume(
         )
     name = source.place.split("/")[-1]
     draft = os.path.join(source.folder, _DRAFT, name)
-    os.makedirs(os.path.dirname(draft), mode=0o700, exist_ok=True)
+    backup.private_folders(source.folder, os.path.dirname(draft))
     _drop(draft)
     btrfs.call("btrfs", "subvolume", "create", "--", draft)
     try:

@@ -315,6 +315,17 @@ def test_a_folder_must_be_elsewhere(nas: Nas) -> None:
     sh("umount", str(elsewhere))
 
 
+def test_the_folder_of_snapshots_is_roots_alone(nas: Nas) -> None:
+    folder = nas.pool / ".snapshots"
+    folder.rmdir()
+    nas.run("run", "usb")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (folder / ".backup").rmdir()
+    folder.rmdir()
+    nas.restore("usb", sources=["tank/documents"])
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_an_off_site_that_was_emptied_is_not_begun_anew_in_silence(nas: Nas) -> None:
     nas.run("run", "offsite")
     (nas.off_site.folder / "nas1").rename(nas.off_site.folder / "gone")
