@@ -7,6 +7,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,7 +31,11 @@ PRUNE_KEYS = {"on", "user", "repository", "environment"}
 KEEP_KEYS = {"last", "hourly", "daily", "weekly", "monthly", "yearly", "minimum", "within"}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 PATH = re.compile(r"(/[A-Za-z0-9._@:+-]+)+")
-BELOW = re.compile(r"[A-Za-z0-9._@:+ -]+(/[A-Za-z0-9._@:+ -]+)*")
+# Whatever a name may have but what restic takes for a pattern; and but for %, which stands for a
+# slash in what the manifest of a folder is called.
+FOLDER = re.compile(r"(/[^/%*?\[\\]+)+")
+BELOW = re.compile(r"[^/*?\[\\]+(/[^/*?\[\\]+)*")
+LONGEST = 230
 UUID = re.compile(r"[0-9A-Fa-f-]{4,36}")
 UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+[.]service")
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
@@ -129,7 +134,8 @@ def backup_told(restored: Mapping[str, Any], put: Iterable[Mapping[str, Any]]) -
     :param put: what M(nas.assistant.btrfs_rollback) returned for each volume.
     """
     kept = {str(each.get("snapshot")): str(each.get("kept") or "") for each in put}
-    found = [f"From the restore point {restored['point'][:8]}:"]
+    made = datetime.fromtimestamp(restored["time"], UTC)
+    found = [f"From the restore point {restored['point'][:8]} of {made:%Y-%m-%d %H:%M:%S} UTC:"]
     for each in restored["restored"]:
         if each["snapshot"]:
             before = kept.get(each["snapshot"])
@@ -161,9 +167,10 @@ def _source(entry: Any, places: Mapping[str, Mapping[str, str]]) -> dict[str, An
         raise AnsibleFilterError(f"{where}: give either a volume or a folder")
     exclude = [str(each) for each in listed(entry.get("exclude"))]
     for each in exclude:
-        if not BELOW.fullmatch(each) or posixpath.normpath(each) != each or ".." in each.split("/"):
+        if not _is_plain(each, BELOW) or ".." in each.split("/"):
             raise AnsibleFilterError(
-                f"{where}: exclude: {each!r} is no path from the source on, such as cache/tmp"
+                f"{where}: exclude: {each!r} is no path from the source on, such as cache/tmp: no "
+                "pattern, so without any of * ? [ \\"
             )
     used_by = [str(each) for each in listed(entry.get("used_by"))]
     for each in used_by:
@@ -177,9 +184,18 @@ def _source(entry: Any, places: Mapping[str, Mapping[str, str]]) -> dict[str, An
                 f"{', '.join(places) or 'none'}. Name it as POOL/NAME, or give a folder"
             )
         return {"volume": volume, **places[volume], **common}
-    if not PATH.fullmatch(path) or posixpath.normpath(path) != path:
-        raise AnsibleFilterError(f"{where}: folder={path!r} is no plain path such as /etc")
+    # The manifest is a file with the whole path for a name.
+    if not _is_plain(path, FOLDER) or len(path.encode()) > LONGEST:
+        raise AnsibleFilterError(
+            f"{where}: folder={path!r} is no plain path such as /etc: the whole path, of {LONGEST} "
+            "bytes at most, without any of % * ? [ \\"
+        )
     return {"volume": "", "path": path, "folder": "", "mounted": "", **common}
+
+
+def _is_plain(path: str, pattern: re.Pattern[str]) -> bool:
+    whole = bool(pattern.fullmatch(path)) and posixpath.normpath(path) == path
+    return whole and path.isprintable()
 
 
 def _copy(entry: Any, folder: str) -> dict[str, Any]:

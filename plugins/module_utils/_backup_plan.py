@@ -205,6 +205,20 @@ def chosen(points: Sequence[Point], wanted: str, now: int) -> Point:
     return found[0]
 
 
+def ahead(points: Sequence[Point], now: int) -> str:
+    """Return what to say where complete points are dated after now, so that ``newest`` means an
+    older one; an empty text where none is."""
+    later = [each for each in points if each.time > now and is_complete(each)]
+    if not later or all(each.time > now for each in points):
+        return ""
+    return (
+        f"{len(later)} restore points are dated after now ({plan.stamp(now)}), the last of them "
+        f"{later[-1].short} ({plan.stamp(later[-1].time)}), and an older one is taken for the "
+        "newest. If the clock of this NAS is behind, set it; or name the one that you mean with "
+        "point"
+    )
+
+
 def figures(records: Mapping[str, Mapping[str, Any]]) -> list[Metric]:
     """Return the metrics of what was last done with each copy.
 

@@ -215,6 +215,8 @@ def main() -> None:
         ):
             points = repository.points(settings.host)
             point = plan.chosen(points, params["point"], backup.now())
+            if params["point"] == "newest" and (said := plan.ahead(points, backup.now())):
+                module.warn(said)
             restore.unlock(repository)
             work = Restore(settings, params, module.check_mode)
             try:

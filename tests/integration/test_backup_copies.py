@@ -23,6 +23,7 @@ from unittest import mock
 
 import pytest
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.nas.assistant.plugins.filter.backup import backup_sources
 from ansible_collections.nas.assistant.plugins.module_utils import (
     _backup,
     _snapshot_plan,
@@ -132,6 +133,33 @@ def test_what_is_excluded_is_not_lost_with_a_volume_that_comes_back(nas: Nas) ->
     (restored,) = nas.restore("usb", sources=["tank/documents"])["restored"]
     assert listing(nas.pool / ".snapshots" / restored["snapshot"]) == before
     assert os.listdir(nas.pool / ".snapshots/.nas-assistant-restore") == []
+
+
+def test_names_that_people_give(nas: Nas) -> None:
+    odd = ["Bücher", 'it\'s 50€ & "more" {2]', "$HOME !x ~"]
+    top = nas.folder / odd[1]
+    sources = [{"folder": str(top), "exclude": odd}]
+    for name in (*odd, "kept"):
+        (top / name).mkdir(parents=True)
+        (top / name / odd[0]).write_text("one")
+    nas.settings["sources"] = [
+        {key: each[key] for key in ("path", "exclude")} for each in backup_sources(sources, [])
+    ]
+    nas.run("run", "usb")
+    assert "proven: 1 files" in nas.run("drill", "usb")
+    shutil.rmtree(top / "kept")
+    for wish in ({}, {"sources": [str(top)], "path": f"kept/{odd[0]}"}):
+        answer = nas.restore("usb", **wish)
+        assert not answer.get("failed"), answer
+        assert (top / "kept" / odd[0]).read_text() == "one"
+        (top / "kept" / odd[0]).unlink()
+    # A source that lies on the disk of the copy is seen, whatever it is called.
+    place = nas.folder / odd[2] / odd[0]
+    place.mkdir(parents=True)
+    sh("mount", nas.disk, str(place))
+    nas.settings["sources"] = [{"path": str(place)}]
+    assert "is on the same disk" in nas.fails("device", "run", "usb")
+    sh("umount", str(place))
 
 
 def test_files_come_back_and_nothing_is_overwritten(nas: Nas) -> None:

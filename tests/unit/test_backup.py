@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import os
@@ -204,6 +205,9 @@ def test_sources() -> None:
         ([{"volume": "tank/music"}], "which has tank/documents, tank/a/b"),
         ([{"folder": "etc"}], "no plain path"),
         ([{"folder": "/etc/../root"}], "no plain path"),
+        *[([{"folder": f"/srv/a{odd}b"}], "no plain path") for odd in "%*?[\\\n"],
+        *[([{"folder": "/etc", "exclude": f"a{odd}b"}], "no pattern") for odd in "*?[\\\n"],
+        ([{"folder": f"/{'ü' * 115}"}], "no plain path"),
         ([{"folder": "/etc", "exclude": "../x"}], "no path from the source on"),
         ([{"folder": "/etc", "exclude": "/x"}], "no path from the source on"),
         ([{"folder": "/etc", "used_by": "nginx"}], "no unit such as"),
@@ -216,6 +220,13 @@ def test_sources_that_cannot_be(entries: list[dict[str, Any]], why: str) -> None
     with pytest.raises(AnsibleFilterError, match="backup_sources") as caught:
         backup_sources(entries, POOLS)
     assert why in str(caught.value)
+
+
+def test_names_that_people_give() -> None:
+    names = ["Bücher", "my files (old), {2]", 'it\'s 50€ & "more"', "$HOME !x"]
+    for name in names:
+        (found,) = backup_sources([{"folder": f"/srv/{name}", "exclude": [name, f"a/{name}"]}], [])
+        assert (found["path"], found["exclude"]) == (f"/srv/{name}", [name, f"a/{name}"])
 
 
 STATE, ETC = "/var/lib/nas-assistant/state", "/etc/nas-assistant"
@@ -304,6 +315,28 @@ def test_a_run_says_what_its_owner_should_know() -> None:
     assert said(backup_copies=[], backup_sources=[]) == []
 
 
+@pytest.mark.parametrize("given", [12345678, "12345678"])
+def test_a_key_of_digits_is_the_same_on_the_second_run(given: int | str, tmp_path: Path) -> None:
+    there = {"content": base64.b64encode(b"12345678\n").decode()}
+    found = yaml.safe_load((ROOT / "roles/backup/vars/main.yml").read_text())
+    tasks = yaml.safe_load((ROOT / "roles/backup/tasks/key.yml").read_text())
+    (refuse,) = [each for each in tasks if each["name"].startswith("Refuse to lose the key")]
+    for there_now, same in ((there, True), ({"content": "YWJj"}, False)):
+        templar = Templar(
+            DataLoader(),
+            {
+                "backup_password": given,
+                "ansible_check_mode": False,
+                "__backup_key_kept": str(tmp_path / "key"),
+                "__backup_key_there": there_now,
+                "__backup_kept": {"stat": {"exists": False}},
+                "__backup_password": trust_as_template(found["__backup_password"]),
+            },
+        )
+        that = trust_as_template(refuse["ansible.builtin.assert"]["that"])
+        assert templar.evaluate_conditional(that) is same
+
+
 def test_a_disk_is_looked_at_before_it_is_formatted() -> None:
     tasks = yaml.safe_load((ROOT / "roles/backup/tasks/schedule.yml").read_text())
     order = [key for task in tasks for key in task if key.startswith("nas.assistant.")]
@@ -328,11 +361,11 @@ def test_what_a_restore_says() -> None:
         {"name": "/etc", "snapshot": "", "changed": 2, "kept": "/etc.before"},
     ]
     told = backup_told(
-        {"point": "0123456789", "restored": restored},
+        {"point": "0123456789", "time": 1_700_000_000, "restored": restored},
         [{"snapshot": "documents.1", "kept": "documents.0"}],
     )
     assert told == [
-        "From the restore point 01234567:",
+        "From the restore point 01234567 of 2023-11-14 22:13:20 UTC:",
         "tank/documents: as a whole; what was there before is the snapshot documents.0",
         "/etc: 2 files; what they replaced is in /etc.before",
     ]
@@ -557,6 +590,15 @@ def test_no_secret_is_told() -> None:
     assert REST not in " ".join(repository.argv("backup"))
     odd = restic.Repository("rest:https://nas1:ab/cd%secret@host/", "/key", "/cache")
     assert "secret" not in str(odd.error("backup", 'parse "https://nas1:ab/cd%secret@host/": port'))
+
+
+def test_points_of_time_to_come_are_told() -> None:
+    assert plan.ahead(points(3, 2, 1, incomplete=(-1,)), NOW) == ""
+    # All of them: the last is taken.
+    assert plan.ahead(points(-1, -2), NOW) == ""
+    said = plan.ahead(points(3, -1, -2), NOW)
+    assert said.startswith("2 restore points are dated after now (")
+    assert "the last of them -2 (" in said
 
 
 def of_restic(error: dict[str, Any]) -> str:
