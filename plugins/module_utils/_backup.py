@@ -528,6 +528,17 @@ def records(settings: Settings) -> dict[str, Record]:
     return found
 
 
+def unfinished(settings: Settings) -> list[str]:
+    """Return the units whose last run was cut off, as by a loss of power."""
+    known = records(settings)
+    return [
+        f"nas-{kind}@{copy.name}.service"
+        for copy in settings.copies
+        for kind, prefix in (("backup", ""), ("drill", "drill_"))
+        if known.get(copy.name, {}).get(f"{prefix}begun")
+    ]
+
+
 def remember(settings: Settings, name: str, news: Record) -> Record:
     """Add to what is known of a copy, and renew the metrics."""
     record: Record = {**records(settings).get(name, {}), **news}
@@ -562,6 +573,8 @@ def recorded(settings: Settings, copy: Copy, prefix: str) -> Iterator[Record]:
     with alone(copy):
         began = time.monotonic()
         cause = "failed"
+        with contextlib.suppress(OSError):
+            remember(settings, copy.name, {f"{prefix}begun": now()})
         try:
             yield record
             cause = ""
@@ -574,6 +587,7 @@ def recorded(settings: Settings, copy: Copy, prefix: str) -> Iterator[Record]:
                 cause = "no room"
             raise BackupError(cause, f"{cause}: {error}") from error
         finally:
+            record[f"{prefix}begun"] = 0
             record[f"{prefix}cause"] = cause
             record[f"{prefix}run"] = now()
             record[f"{prefix}seconds"] = round(time.monotonic() - began, 1)

@@ -576,6 +576,32 @@ def test_a_killed_run_leaves_nothing_and_the_next_one_works(nas: Nas) -> None:
     assert "proven" in nas.run("drill", "usb")
 
 
+def test_what_was_cut_off_is_begun_again(nas: Nas, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = nas.folder / "bin"
+    tools.mkdir()
+    (tools / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {nas.folder}/started\n')
+    (tools / "systemctl").chmod(0o755)
+    nas.run("run", "usb")
+    nas.run("drill", "usb")
+    (tools / "restic").write_text("#!/bin/sh\nkill -9 $PPID\n")
+    (tools / "restic").chmod(0o755)
+    path = os.environ["PATH"]
+    assert nas.run("unfinished") == ""
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tools}:{path}")
+        assert nas.call("drill", "usb").returncode == -signal.SIGKILL
+        assert nas.call("run", "offsite").returncode == -signal.SIGKILL
+        assert "nas-backup@offsite.service was cut off" in nas.run("unfinished")
+    started = (nas.folder / "started").read_text().splitlines()
+    units = ["nas-backup@offsite.service", "nas-drill@usb.service"]
+    assert started == [f"start --no-block {unit}" for unit in units]
+    # One that failed has ended all the same.
+    nas.off_site.stop()
+    nas.fails("unreachable", "run", "offsite")
+    nas.run("drill", "usb")
+    assert nas.run("unfinished") == ""
+
+
 def test_two_runs_at_once(nas: Nas) -> None:
     nas.run("run", "usb")
     before = nas.metric("usb")

@@ -343,6 +343,27 @@ def test_a_disk_is_looked_at_before_it_is_formatted() -> None:
     assert order.index("nas.assistant.backup_device") < order.index("nas.assistant.btrfs_pool")
 
 
+def test_timers_elapse_by_the_calendar_or_once_after_a_boot() -> None:
+    found = yaml.safe_load((ROOT / "roles/backup/vars/main.yml").read_text())
+    variables = {
+        "__backup_copies": [copy(name="usb", device={"uuid": "12ab"}, drill="never")],
+        "__backup_mark": found["__backup_mark"],
+        "ansible_managed": "x",
+    }
+    templar = Templar(DataLoader(), variables)
+    boot, usb = templar.template(trust_as_template(found["__backup_times"]))
+    assert (boot["name"], usb["name"]) == ("nas-backups.timer", "nas-backup-usb.timer")
+    text = (ROOT / "roles/backup/templates/timer.j2").read_text()
+    written = [
+        Templar(DataLoader(), {**variables, "timer": each}).template(trust_as_template(text))
+        for each in (boot, usb)
+    ]
+    for each, once in zip(written, (True, False), strict=True):
+        lines = each.splitlines()
+        assert ("OnBootSec=10min" in lines, "OnCalendar=weekly" in lines) == (once, not once)
+    assert "Unit=nas-backups.service" in written[0]
+
+
 def test_all_that_the_program_imports_is_on_the_nas() -> None:
     there = set(
         yaml.safe_load((ROOT / "roles/backup/vars/main.yml").read_text())["__backup_modules"]

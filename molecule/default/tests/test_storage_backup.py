@@ -230,6 +230,10 @@ def test_copies_are_set_up(playbook: Run, wish: dict[str, Any], host: Host, nas_
     timers = host.check_output("systemctl list-timers --all --no-legend 'nas-*'")
     for name in ("nas-backup-offsite", "nas-drill-offsite", "nas-backup-usb", "nas-drill-usb"):
         assert f"{name}.timer" in timers
+    # What was cut off is begun again, and nothing was.
+    host.check_output("systemctl is-active nas-backups.timer")
+    assert host.check_output("nas-backup unfinished") == ""
+    host.check_output("systemctl start nas-backups.service")
     key = (LAB / f"credentials/backup.{nas_name}").read_text()
     assert host.file("/etc/nas-assistant/backup/key").content_string == key
     for path in ("backup.json", "backup/key"):
