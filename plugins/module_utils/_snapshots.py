@@ -170,6 +170,20 @@ def look(path: str, follow: bool = False) -> Place | None:
         os.close(descriptor)
 
 
+def reached(filesystem: str, mounts: Iterable[btrfs.Mount]) -> str:
+    """Return a folder where a filesystem can be asked; an empty text where none of its mounts is
+    one: another may cover it, and a file may be mounted as well.
+
+    :param filesystem: its UUID. ``mounts``: its mounts.
+    """
+    for mount in mounts:
+        with contextlib.suppress(OSError):
+            place = look(mount.point)
+            if place and place.filesystem == filesystem:
+                return str(mount.point)
+    return ""
+
+
 def is_subvolume(path: str) -> bool:
     """Whether a path is the topmost folder of a subvolume, and no link to one."""
     place = look(path)

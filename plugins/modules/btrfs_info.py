@@ -85,7 +85,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.nas.assistant.plugins.module_utils import _btrfs as btrfs
+from ansible_collections.nas.assistant.plugins.module_utils import (
+    _btrfs as btrfs,
+    _snapshots as snapshots,
+)
 
 
 def meant(
@@ -131,9 +134,9 @@ def describe(
         "quotas": False,
         "subvolumes": [],
     }
-    if not mine:
+    point = snapshots.reached(filesystem.uuid, mine)
+    if not point:
         return found
-    point = mine[0].point
     in_json = ("btrfs", "--format", "json")
     errors = btrfs.parse_errors(btrfs.call(*in_json, "device", "stats", point))
     for device in devices:

@@ -146,6 +146,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _block as block,
     _btrfs as btrfs,
     _pool_plan as pool_plan,
+    _snapshots as snapshots,
 )
 
 OPERATION = "/sys/fs/btrfs/{}/exclusive_operation"
@@ -179,15 +180,17 @@ def filesystems() -> list[btrfs.Filesystem]:
 def mounted(filesystem: btrfs.Filesystem) -> Iterator[str]:
     """Give a path where the filesystem is mounted; mount it for the time where it is not."""
     own = os.path.join(WORKPLACE, filesystem.uuid)
-    points = [mount.point for mount in btrfs.mounts_of(filesystem, btrfs.mounts())]
-    if not points:
+    mounts = btrfs.mounts_of(filesystem, btrfs.mounts())
+    points = [mount.point for mount in mounts]
+    point = snapshots.reached(filesystem.uuid, mounts)
+    if not point:
         os.makedirs(own, mode=0o700, exist_ok=True)
         present = [device.path for device in filesystem.devices if not device.missing]
         options = "degraded" if len(present) < len(filesystem.devices) else "defaults"
         btrfs.call("mount", "-t", "btrfs", "-o", options, present[0], own)
-        points = [own]
+        point, points = own, [own]
     try:
-        yield points[0]
+        yield point
     finally:
         # Long work of this run or an earlier one needs it.
         if own in points and not operation(filesystem.uuid):

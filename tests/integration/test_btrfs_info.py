@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.nas.assistant.plugins.modules import btrfs_info
+from ansible_collections.nas.assistant.plugins.module_utils import _btrfs
+from ansible_collections.nas.assistant.plugins.modules import btrfs_info, btrfs_pool
 from shell import LABEL, sh
 
 Call = Callable[..., dict[str, Any]]
@@ -65,6 +66,26 @@ def test_a_path_leads_to_what_is_mounted_there(call: Call, pool: Path, folder: P
     found = look(call, point)
     assert {"point": str(point), "root": "/inner"}.items() <= found["mounts"][1].items()
     assert look(call, device)["uuid"] == found["uuid"]
+
+
+def test_it_is_asked_where_it_can_be(call: Call, pool: Path, folder: Path) -> None:
+    device = look(call, pool)["devices"][0]["path"]
+    (pool / "file").write_text("one")
+    sh("btrfs", "subvolume", "create", str(pool / "inner"))
+    file, other = folder / "file", folder / "other"
+    file.touch()
+    other.mkdir()
+    sh("mount", "--bind", str(pool / "file"), str(file))
+    sh("mount", device, str(other))
+    # One mount is covered, the next one is a file.
+    sh("mount", "-t", "tmpfs", "tmpfs", str(pool))
+    assert [each["path"] for each in look(call, device)["subvolumes"]] == ["inner"]
+    sh("umount", str(other))
+    assert (look(call, device)["profiles"], len(look(call, device)["mounts"])) == ({}, 2)
+    uuid = look(call, device)["uuid"]
+    (filesystem,) = [each for each in _btrfs.filesystems() if each.uuid == uuid]
+    with btrfs_pool.mounted(filesystem) as point:
+        assert (Path(point) / "file").read_text() == "one"
 
 
 def test_one_that_is_not_mounted_and_lacks_a_device(

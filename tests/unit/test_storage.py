@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 from ansible_collections.nas.assistant.plugins.filter.storage import (
     storage_mounts,
     storage_pools,
@@ -199,6 +202,21 @@ def test_snapshots_are_made_wherever_a_pool_is_mounted() -> None:
     unit = ROOT / "roles/storage/templates/etc/systemd/system/nas-snapshots.service.j2"
     # It would be read-only to what makes and deletes them.
     assert not re.search(r"^Protect(Home|System)=", unit.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("check", "said"), [(True, "would be as it"), (False, "is as it")])
+def test_check_mode_does_not_say_that_it_is_done(check: bool, said: str) -> None:
+    tasks = yaml.safe_load((ROOT / "roles/storage/tasks/rollback.yml").read_text())
+    text = tasks[-1]["ansible.builtin.debug"]["msg"]
+    variables = {
+        "ansible_check_mode": check,
+        "inventory_hostname": "nas1",
+        "storage_rollback": {"volume": "tank/documents"},
+        "__storage_rolled_back": {"snapshot": "documents.1", "kept": ""},
+        "__storage_rolled": [{"snapshots": {}}],
+    }
+    shown = Templar(DataLoader(), variables).template(trust_as_template(text))
+    assert shown.startswith(f"tank/documents on nas1 {said} was in documents.1.")
 
 
 def test_pools_do_not_share() -> None:
