@@ -221,8 +221,8 @@ class Subvolumes:
             self.settle(path, wish, quotas or {}, numbers.get(path))
         return {
             "changed": bool(self.diff),
-            "made": self.made,
-            "altered": self.altered,
+            "made": [path for path in self.wishes if path in self.made],
+            "altered": [path for path in self.wishes if path in self.altered],
             "diff": self.diff,
         }
 

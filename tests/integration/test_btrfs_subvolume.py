@@ -60,6 +60,14 @@ def test_they_are_made_as_wanted_and_once(call: Call, pool: Path) -> None:
     assert "C" in sh("lsattr", str(pool / "data bases ü/file")).split()[0]
 
 
+def test_those_first_that_others_lie_in(call: Call, pool: Path) -> None:
+    wishes = [{"path": path} for path in ("a/b/c", "a/b", "other", "a")]
+    want(call, pool, *wishes)
+    listed = sh("btrfs", "subvolume", "list", str(pool)).splitlines()
+    assert [line.partition(" path ")[2] for line in listed] == ["other", "a", "a/b", "a/b/c"]
+    assert not want(call, pool, *wishes)["changed"]
+
+
 def test_what_differs_is_altered_and_nothing_else(call: Call, pool: Path) -> None:
     want(call, pool, {"path": "a", "compression": "zstd", "mode": "0700"}, {"path": "b"})
     (pool / "a/file").write_text("kept")
