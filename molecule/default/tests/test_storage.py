@@ -168,6 +168,35 @@ def test_a_volume_goes_back_to_its_snapshot(
     host.check_output("systemctl start nas-snapshots.timer")
 
 
+def test_what_lies_in_a_volume_stays_and_is_mounted_again(
+    playbook: Run, storage: Run, pool: dict[str, Any], host: Host
+) -> None:
+    scans = {"name": "documents/scans", "path": "/srv/documents/scans"}
+    # In whatever order they are named.
+    more = {**pool, "volumes": [scans, *pool["volumes"]]}
+    assert changed(storage(more))
+    host.check_output("systemctl stop nas-snapshots.timer")
+    host.check_output("echo mine > /srv/documents/scans/file; echo two > /srv/documents/file")
+    wish = {"storage_pools": [more], "storage_rollback": {"volume": "tank/documents"}}
+    run = playbook("rollback", **wish)
+    assert run.returncode == 0, run.stdout
+    assert host.check_output("cat /srv/documents/file") == "one"
+    # systemd unmounts it with the volume that it lies in.
+    assert host.check_output("findmnt -n -o FSROOT /srv/documents/scans") == "/documents/scans"
+    assert host.check_output("cat /srv/documents/scans/file") == "mine"
+    assert host.check_output("systemctl is-active cron.service") == "active"
+    # Nobody would mount this again.
+    host.check_output("mkdir /srv/documents/hand && mount -t tmpfs none /srv/documents/hand")
+    host.check_output("echo two > /srv/documents/file")
+    assert "srv-documents-hand.mount is mounted beneath" in said(playbook("rollback", **wish))
+    host.check_output("umount /srv/documents/hand && rmdir /srv/documents/hand")
+    assert host.check_output("cat /srv/documents/file") == "two"
+    assert host.check_output("systemctl is-active cron.service") == "active"
+    host.check_output("echo one > /srv/documents/file")
+    assert changed(storage(pool, storage_released=[scans["path"]]))
+    host.check_output("btrfs subvolume delete /srv/tank/documents/scans")
+
+
 def test_it_is_mounted_before_docker_after_a_restart(
     lab_container: str, request: pytest.FixtureRequest, wait_ready: Callable[[], float]
 ) -> None:
