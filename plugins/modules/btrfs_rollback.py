@@ -110,6 +110,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
 from ansible_collections.nas.assistant.plugins.module_utils._commands import run
 from ansible_collections.nas.assistant.plugins.module_utils._files import replace
 from ansible_collections.nas.assistant.plugins.module_utils._standstill import (
+    DOCKER,
     Standstill,
     StandstillError,
     alone,
@@ -271,6 +272,10 @@ class Rollback:
             the snapshot; or a rollback of another one was cut off.
         """
         demand_whole(Standstill(WORK), self.path)
+        beneath = stopped_with(self.unit) if self.unit else []
+        if DOCKER not in (*self.users, *beneath):
+            # What containers have mounted goes with them, and can be looked at only then.
+            demand_returning(beneath)
         if not os.path.lexists(self.path) and snapshots.is_subvolume(self.draft):
             return  # of a run that was cut off, which is finished
         place = snapshots.look(self.path)

@@ -320,13 +320,17 @@ def test_what_was_mounted_by_hand_is_not_unmounted(volume: Volume, units: Units)
     volume.write("one")
     volume.snapshot()
     volume.write("two")
-    said = volume.back(**USED)["msg"]
-    assert "srv-documents-usb.mount is mounted beneath and was mounted by hand" in said
+    for check in (True, False):
+        said = volume.back(check=check, **USED)["msg"]
+        assert "srv-documents-usb.mount is mounted beneath and was mounted by hand" in said
+        assert (volume.read(), units.running, units.started) == ("two", before, [])
+    # What containers had mounted goes with them; with what they leave, all goes on as it was.
+    docker = {"mount_unit": USED["mount_unit"], "users": ["docker.service"]}
+    assert "was mounted by hand" in volume.back(**docker)["msg"]
     assert (volume.read(), units.running) == ("two", before)
-    # What containers had mounted goes with them.
     units.needed_by["docker.service"] = ["srv-documents-usb.mount"]
     units.running |= {"docker.service"}
-    assert not volume.back(mount_unit=USED["mount_unit"], users=["docker.service"]).get("failed")
+    assert not volume.back(**docker).get("failed")
     assert volume.read() == "one"
 
 
