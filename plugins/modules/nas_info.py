@@ -64,7 +64,8 @@ memory:
   returned: success
 bandwidth:
   description: Bytes of memory that the cores of the assistant together read in a second; 0 unless
-    asked for, and where there was too much else to do.
+    asked for, and where it could not be measured (there was too much else to do, or the kernel
+    ended a process that measured).
   type: int
   returned: success
 cgroup:

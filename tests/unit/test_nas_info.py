@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _nics as nics,
     _system as system,
 )
+from ansible_collections.nas.assistant.plugins.modules import nas_info
 
 CELERON = """\
 processor\t: 0
@@ -419,3 +423,30 @@ def test_bandwidth() -> None:
     # More than there are would wait for each other for ever. No memory is faster, nor any so slow.
     assert 1e8 < bandwidth.measure(range(64), 1 << 28) < 1e13
     assert bandwidth.measure([], 1 << 28) == 0
+
+
+def ended(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stuck(*_: object) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("reader", [ended, stuck])
+def test_bandwidth_where_a_process_does_not_come_back(
+    monkeypatch: pytest.MonkeyPatch, reader: Callable[..., None]
+) -> None:
+    """As the kernel ends one where memory runs out. The others wait for it."""
+    measured, first = bandwidth._read, min(os.sched_getaffinity(0))
+
+    def read(cpu: int, *more: Any) -> None:
+        (reader if cpu == first else measured)(cpu, *more)
+
+    monkeypatch.setattr(bandwidth, "_read", read)
+    monkeypatch.setattr(bandwidth, "_PATIENCE", 1)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"a process|take too long"):
+        bandwidth.measure(range(64), 1 << 24)
+    assert time.monotonic() - began < 20
+    assert nas_info.speed() == 0
