@@ -28,6 +28,8 @@ _UNREADABLE = (197, 198)
 _HOT = 0x02  # of NVMe's warnings, the one that means no damage
 _ASLEEP = 3  # what smartctl is told to end with where it would have to wake a disk
 _PATIENCE = 30  # seconds; a good disk answers within one
+# After an error, newer kernels leave ext4 "rw" and say this beside it.
+_READ_ONLY = frozenset({"ro", "emergency_ro"})
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def parse_mounts(text: str) -> dict[str, tuple[str, str, bool]]:
     found = {}
     for line in text.splitlines():
         source, point, type_, options = line.split()[:4]
-        found[unescaped(point)] = (source, type_, "ro" in options.split(","))
+        found[unescaped(point)] = (source, type_, not _READ_ONLY.isdisjoint(options.split(",")))
     return found
 
 

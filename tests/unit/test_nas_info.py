@@ -260,10 +260,13 @@ def test_filesystems(tmp_path: Path) -> None:
         "/dev/sda1 / ext4 rw,relatime 0 0\n"
         "/dev/sdb1 /srv/my\\040größe btrfs ro,noatime 0 0\n"
         "overlay / overlay rw 0 0\n"
+        "/dev/sdc1 /srv/failed ext4 rw,relatime,emergency_ro,errors=remount-ro 0 0\n"
     )
     assert drives.parse_mounts(text) == {
         "/": ("overlay", "overlay", False),
         "/srv/my größe": ("/dev/sdb1", "btrfs", True),
+        # As newer kernels say it after an error.
+        "/srv/failed": ("/dev/sdc1", "ext4", True),
     }
     # Of what is not there yet, the one that it will lie in; the same once.
     found = drives.rooms(["/proc", str(tmp_path / "a/b"), str(tmp_path)])
