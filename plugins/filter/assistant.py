@@ -13,6 +13,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.module_utils._cpu import (
     for_the_assistant,
     parse_list,
+    spoken,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._weights import cpu_weights, io_weight
 
@@ -145,25 +146,14 @@ def _cpuset(value: Any, cpu: Mapping[str, Any]) -> str:
     there = sorted(each for core in cpu["siblings"] for each in core)
     if value == AUTO:
         cores = for_the_assistant(cpu["siblings"], cpu["efficient"])
-        return spoken(each for core in cores for each in core)
+        return str(spoken(each for core in cores for each in core))
     text = str(value)
     # Looked at before it is written out, since a range may be as long as somebody types.
     ends = [part.partition("-") for part in text.split(",")] if _LIST.fullmatch(text) else []
     known = ends and all(int(first) <= int(last or first) <= there[-1] for first, _, last in ends)
     if not known or not set(parse_list(text)) <= set(there):
         raise _odd("cpuset_cpus", value, f"it is {AUTO}, or some of {spoken(there)}")
-    return spoken(parse_list(text))
-
-
-def spoken(cpus: Iterable[int]) -> str:
-    """Return a list as the kernel writes it, such as ``0-2,5``."""
-    parts: list[list[int]] = []
-    for each in sorted(set(cpus)):
-        if parts and parts[-1][-1] == each - 1:
-            parts[-1].append(each)
-        else:
-            parts.append([each])
-    return ",".join(f"{part[0]}-{part[-1]}" if part[1:] else str(part[0]) for part in parts)
+    return str(spoken(parse_list(text)))
 
 
 def _number(

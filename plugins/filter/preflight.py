@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.nas.assistant.plugins.module_utils._cpu import spoken
 from ansible_collections.nas.assistant.plugins.plugin_utils._findings import (
     ILL,
     Finding,
@@ -65,7 +66,7 @@ def preflight_findings(
 
     Each has ``check``, ``verdict`` (``unfit``, ``warning``, ``note``, ``fit``), ``value`` that was
     found, ``limit``, ``reason`` why it matters, and ``remedy``; the last two are empty of what is
-    fit.
+    fit, and of a note that only tells a fact.
 
     :param machine: the answer of ``nas.assistant.nas_info``.
     :param facts: ``distribution`` and ``distribution_major_version``, as of ``setup``.
@@ -252,9 +253,7 @@ def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
         )
     else:
         yield finding("instructions", FIT, listed)
-    cores = f"{cpu['cores']} cores, {cpu['count']} threads"
-    slow = len(cpu["efficient"])
-    yield finding("cores", FIT, f"{cores}, {slow} of them efficient ones" if slow else cores)
+    yield finding("cores", FIT, _cores(cpu))
     if cpu["governor"] == "powersave" and cpu["frequency_driver"] not in ON_DEMAND:
         yield finding(
             "governor",
@@ -264,6 +263,17 @@ def _cpu(cpu: Mapping[str, Any]) -> Iterator[Finding]:
             "it holds the CPUs at their lowest speed",
             "have the role kernel set it (kernel_governor: schedutil)",
         )
+
+
+def _cores(cpu: Mapping[str, Any]) -> str:
+    """Say how many there are, and by the kernel's numbers which of them are slower."""
+    shown = f"{cpu['cores']} cores, {cpu['count']} threads"
+    slow = cpu["efficient"]
+    if not slow:
+        return shown
+    fast = [each for core in cpu["siblings"] for each in core if each not in slow]
+    kinds = [f"{len(fast)} fast ({spoken(fast)})", f"{len(slow)} efficient ({spoken(slow)})"]
+    return f"{shown}: {', '.join(kinds)}"
 
 
 def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator[Finding]:
@@ -303,10 +313,8 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
             "-e kernel_memory_controller=true (it is a word on the kernel's command line, which "
             "Raspberry Pi OS leaves out)",
         )
-    swap = machine["memory"]["swap"]
-    if swap:
-        shown = ", ".join(f"{each['kind']} {gib(each['size'])}" for each in swap)
-        yield finding("swap", FIT, shown)
+    swap = [f"{each['kind']} {gib(each['size'])}" for each in machine["memory"]["swap"]]
+    yield finding("swap", FIT, ", ".join(swap) or "none")
 
 
 def _of_interest(
@@ -336,7 +344,8 @@ def _rooms(
                 f"read-only {room['type']}",
                 "writable",
                 "nothing can be installed there",
-                f"see why (journalctl -k), then: mount -o remount,rw {room['mount']}",
+                f"see why (journalctl -k), then: mount -o remount,rw {room['mount']}; where the "
+                "kernel refuses that after an error, reboot, so that it is checked",
             )
         elif room["free"] < least * GIB:
             yield finding(
@@ -374,13 +383,14 @@ def _drives(
         about = f"{drive['kind']}, {drive['size'] / 1e9:.0f} GB"
         about += f", {drive['model']}" if drive["model"] else ""
         if drive["health"] in ILL:
-            yield finding(check, WARNING, f"{about}, {drive['health']}", "", *ILL[drive["health"]])
+            value = f"{about}, {drive['health']}"
+            yield finding(check, WARNING, value, "good", *ILL[drive["health"]])
         elif drive["kind"] == "mmc" and drive["name"] in used:
             yield finding(
                 check,
                 WARNING,
                 about,
-                "",
+                "a disk",
                 "cards wear out under Docker's and a log's writes",
                 "keep Docker and the models on a disk (storage_pools)",
             )
@@ -391,7 +401,7 @@ def _drives(
                 check,
                 NOTE,
                 f"{about}, it does not say how it is",
-                "",
+                "good",
                 "nobody would know that it is about to fail",
                 "apt install smartmontools; behind some USB bridges it cannot say",
             )
@@ -414,7 +424,14 @@ def _links(nics: Sequence[Mapping[str, Any]], limits: Mapping[str, float]) -> It
                 "connect the NAS by cable",
             )
         elif not speed:
-            yield finding(check, NOTE, value, limit)
+            yield finding(
+                check,
+                NOTE,
+                value,
+                limit,
+                "a slow one would not be noticed",
+                "see at the switch; a virtual machine has its host's",
+            )
         elif nic["duplex"] == "half":
             yield finding(
                 check,
@@ -456,8 +473,10 @@ def _ports(machine: Mapping[str, Any], wanted: Sequence[int]) -> Iterator[Findin
                     f"port {port}",
                     NOTE,
                     "Nginx, with OpenMediaVault's page",
-                    "",
+                    "free, or Nginx",
                     "the page stays what answers to other names than the assistant's",
+                    "move it (System, Workbench) or give the assistant others (proxy_https_port, "
+                    "proxy_http_port) to keep the two apart",
                 )
             continue
         yield finding(
@@ -479,7 +498,7 @@ def _rest(machine: Mapping[str, Any]) -> Iterator[Finding]:
             "clock",
             WARNING,
             "follows no time server",
-            "",
+            "a time server",
             "certificates, backups and logs go by the time",
             "see whether its time service runs and is answered (timedatectl, chronyc tracking); "
             "where there is none, apt install systemd-timesyncd",
@@ -489,7 +508,12 @@ def _rest(machine: Mapping[str, Any]) -> Iterator[Finding]:
         yield finding("encryption", FIT, " ".join(crypto))
     else:
         yield finding(
-            "encryption", NOTE, "not in the processor", "aes", "encrypted disks are slow", ""
+            "encryption",
+            NOTE,
+            "not in the processor",
+            "aes",
+            "encrypted disks are slow",
+            "encrypt what needs it, and leave the models as they are: they are no secret",
         )
     yield finding("TPM", FIT if machine["tpm"] else NOTE, machine["tpm"] or "none")
     for each in machine["accelerators"]:

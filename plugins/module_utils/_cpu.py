@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import platform
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.nas.assistant.plugins.module_utils import _sysfs as sysfs
@@ -74,6 +74,17 @@ def parse_list(text: str) -> tuple[int, ...]:
         if first:
             found += range(int(first), int(last or first) + 1)
     return tuple(found)
+
+
+def spoken(cpus: Iterable[int]) -> str:
+    """Return a list as the kernel writes it, such as ``0-2,5``."""
+    parts: list[list[int]] = []
+    for each in sorted(set(cpus)):
+        if parts and parts[-1][-1] == each - 1:
+            parts[-1].append(each)
+        else:
+            parts.append([each])
+    return ",".join(f"{part[0]}-{part[-1]}" if part[1:] else str(part[0]) for part in parts)
 
 
 def parse_cpuinfo(text: str) -> tuple[str, frozenset[str]]:

@@ -32,6 +32,7 @@ def machine(**more: Any) -> dict[str, Any]:
             "count": 4,
             "cores": 4,
             "efficient": [],
+            "siblings": [[0], [1], [2], [3]],
             "features": ["avx2"],
             "crypto": ["aes"],
             "governor": "performance",
@@ -67,10 +68,16 @@ def room(free: float, **more: Any) -> dict[str, Any]:
 def judged(found: dict[str, Any], facts: dict[str, str] = DEBIAN) -> list[dict[str, str]]:
     findings: list[dict[str, str]] = preflight.preflight_findings(found, facts, {}, [80, 443])
     for each in findings:
-        if each["verdict"] in ("unfit", "warning"):
-            assert each["reason"], each
-            assert each["remedy"], each
+        if each["verdict"] != "fit" and not a_plain_fact(each):
+            assert all(each[key] for key in ("value", "limit", "reason", "remedy")), each
     return findings
+
+
+def a_plain_fact(found: dict[str, str]) -> bool:
+    """Whether a note only tells what is there, with nothing to do about it."""
+    facts = found["check"] in ("virtualisation", "TPM") or found["check"].startswith("accelerator")
+    fast = found["check"].startswith("link") and found["value"].startswith("10000 Mbit/s")
+    return found["verdict"] == "note" and (facts or fast)
 
 
 def test_a_good_one_has_nothing_said_of_it() -> None:
@@ -121,6 +128,12 @@ def test_a_good_one_has_nothing_said_of_it() -> None:
         ({"clock_is_set": False}, "clock", "warning"),
         ({"cpu": {"crypto": []}}, "encryption", "note"),
         ({"tpm": ""}, "TPM", "note"),
+        ({"virtualisation": "kvm"}, "virtualisation", "note"),
+        (
+            {"accelerators": [{"kind": "gpu", "name": "Intel 0x46d1", "device": ""}]},
+            "accelerator, gpu",
+            "note",
+        ),
     ],
 )
 def test_one_thing_is_wrong(more: dict[str, Any], check: str, verdict: str) -> None:
@@ -154,6 +167,47 @@ def test_a_system_disk_may_be_small_and_a_card_idle() -> None:
     rooms = [room(5, paths=["/"]), room(900, mount="/srv/tank", disks=["sdb"])]
     card = {**DISK, "name": "mmcblk0", "kind": "mmc"}
     assert preflight.preflight_verdict(judged(machine(rooms=rooms, drives=[card]))) == "fit"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "said"),
+    [
+        ({}, "4 cores, 4 threads"),
+        (
+            {"cores": 8, "count": 8, "efficient": [4, 5, 6, 7]}
+            | {"siblings": [[each] for each in range(8)]},
+            "8 cores, 8 threads: 4 fast (0-3), 4 efficient (4-7)",
+        ),
+        # Only the fast ones have two threads; of ARM's, the slow ones come first.
+        (
+            {"cores": 4, "count": 6, "efficient": [4, 5]}
+            | {"siblings": [[0, 1], [2, 3], [4], [5]]},
+            "4 cores, 6 threads: 4 fast (0-3), 2 efficient (4-5)",
+        ),
+        (
+            {"efficient": [0, 2]},
+            "4 cores, 4 threads: 2 fast (1,3), 2 efficient (0,2)",
+        ),
+    ],
+)
+def test_cores_and_which_of_them_are_slow(cpu: dict[str, Any], said: str) -> None:
+    (found,) = [each for each in judged(machine(cpu=cpu)) if each["check"] == "cores"]
+    assert (found["verdict"], found["value"]) == ("fit", said)
+
+
+@pytest.mark.parametrize(
+    ("swap", "said"),
+    [
+        ([], "none"),
+        (
+            [{"kind": "zram", "size": 2 * GIB}, {"kind": "file", "size": GIB}],
+            "zram 2.0 GiB, file 1.0 GiB",
+        ),
+    ],
+)
+def test_swap(swap: list[dict[str, Any]], said: str) -> None:
+    found = judged(machine(memory={"swap": swap}))
+    assert [each["value"] for each in found if each["check"] == "swap"] == [said]
 
 
 def test_powersave_is_no_crawl_with_every_driver() -> None:
