@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""Which queue each disk of a NAS should have."""
+"""Which parameters the kernel should have, and which queue each disk of a NAS."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils._drives import PLAYED
@@ -13,6 +13,25 @@ from ansible_collections.nas.assistant.plugins.module_utils._drives import PLAYE
 # As the rule of udev says it too.
 _TURNING_OR_NOT = re.compile(r"sd[a-z]+|mmcblk\d+")
 _NVME = re.compile(r"nvme\d+n\d+")
+
+
+def kernel_parameters(
+    own: Iterable[Mapping[str, Any]], given: Mapping[str, Any], partners: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the parameters to set: the role's own, and the inventory's laid over them.
+
+    One that the inventory gives no value is left out. Of two that exclude each other, the role's
+    own goes.
+
+    :param own: the role's own, in parts.
+    :param given: the inventory's.
+    :param partners: parameters of the inventory by which one of the role's own has no meaning, and
+        that one.
+    """
+    excluded = {partner for name, partner in partners.items() if name in given}
+    found = {name: value for part in own for name, value in part.items() if name not in excluded}
+    found.update(given.items())
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def kernel_queues(
@@ -48,4 +67,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"kernel_queues": kernel_queues}
+        return {"kernel_parameters": kernel_parameters, "kernel_queues": kernel_queues}

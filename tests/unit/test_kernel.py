@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""The role kernel's parts: disks' queues, modules, swap."""
+"""The role kernel's parts: parameters, disks' queues, modules, swap."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ansible_collections.nas.assistant.plugins.filter import kernel
 from ansible_collections.nas.assistant.plugins.filter.kernel import kernel_queues
 from ansible_collections.nas.assistant.plugins.module_utils._swap import HEAD, Swap, ours, parse
 from ansible_collections.nas.assistant.plugins.modules.kernel_modules import in_kernel
 from ansible_collections.nas.assistant.plugins.modules.swap import wish_of
+from expressions import ROLES, templar, trusted
 
 WISH = {
     "hdd": "bfq",
@@ -44,6 +47,41 @@ TURNS, STILL = {"rotational": "1"}, {"rotational": "0"}
 def test_queues(name: str, device: dict[str, Any], values: dict[str, str]) -> None:
     wanted = {f"/sys/block/{name}/queue/{key}": value for key, value in values.items()}
     assert kernel_queues({name: device}, WISH) == wanted
+
+
+PARAMETERS = [
+    ({}, 19),
+    # One is left as the NAS has it, one is another, one is another one's partner, one is new.
+    (
+        {
+            "kernel_sysctl": {
+                "vm.swappiness": None,
+                "net.core.somaxconn": 8192,
+                "vm.dirty_bytes": 1 << 28,
+                "net.ipv4.tcp_ecn": 1,
+            }
+        },
+        19,
+    ),
+    ({"kernel_overcommit": "true"}, 20),
+    ({"proxy_pool": ["nas1", "nas2"]}, 22),
+]
+
+
+@pytest.mark.parametrize(("given", "count"), PARAMETERS)
+def test_parameters_are_as_many_as_preflight_says(given: dict[str, Any], count: int) -> None:
+    facts = {"ansible_facts": {"memtotal_mb": 8000}}
+    role = templar("kernel", [kernel.FilterModule()], **facts, **given)
+    found = role.template(trusted("{{ __kernel_sysctl }}"))
+    assert len(found) == count
+    assert all(value is not None for value in found.values())
+    owner = given.get("kernel_sysctl", {})
+    assert {name: found.get(name) for name in owner} == owner
+    assert not {"vm.dirty_bytes", "vm.dirty_ratio"} <= set(found)
+    # As text, which preflight reads of the role beside it.
+    of = {"kernel": yaml.safe_load((ROLES / "kernel/vars/main.yml").read_text())}
+    told = templar("preflight", [kernel.FilterModule()], __preflight_of=of, **given)
+    assert told.template(trusted("{{ __preflight_wanted.kernel.parameters }}")) == count
 
 
 def test_modules_in_the_kernel() -> None:
