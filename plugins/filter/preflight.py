@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -50,8 +51,21 @@ SLOTS = 4
 CONTEXTS = (8192, 4096, 2048)
 # With these drivers, powersave is as fast as is needed at the moment.
 ON_DEMAND = ("intel_pstate", "amd-pstate-epp")
-# Share of the memory's speed that the engine reaches while it writes an answer.
+# Share of the memory's speed that the engine reaches while it writes an answer: models of one to
+# four billion weights, about. Very small ones reach half of that.
 REACHED = 0.6
+FORECAST = (
+    f"tokens/s of one client: about {REACHED:g} of the speed at which memory is read, over the "
+    "weights; very small models reach half of that"
+)
+# Of an entry of preflight_models: what it has, with the least of it, and what that is.
+ENTRY = {
+    "bytes": (1, "the size of its file"),
+    "bytes_per_token": (0, "2 x layers x heads of keys and values x their length x 2"),
+    "tokens": (SLOTS * 256, "the context of four slots together"),
+}
+# What it may leave out.
+WORKED_OUT = {"tokens"}
 
 
 def preflight_findings(
@@ -101,6 +115,45 @@ def preflight_verdict(findings: Sequence[Finding]) -> str:
     return VERDICTS[FIT]
 
 
+def preflight_model_faults(models: Any) -> list[str]:
+    """Return a sentence for each thing that is wrong with ``preflight_models``."""
+    if not isinstance(models, Sequence) or isinstance(models, str):
+        return [f"{models} is no list of models"]
+    faults = []
+    for place, entry in enumerate(models, 1):
+        if not isinstance(entry, Mapping) or not entry.get("name"):
+            faults.append(f"entry {place}, {entry}, has no name")
+            continue
+        for key, (least, what) in ENTRY.items():
+            if key in WORKED_OUT and key not in entry:
+                continue
+            value = entry.get(key, "missing")
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole and not (isinstance(value, str) and value.isdecimal()):
+                faults.append(f"{entry['name']}: {key}={value}: give a whole number, {what}")
+            elif int(value) < least:
+                faults.append(f"{entry['name']}: {key}={value}: give {least} or more, {what}")
+    return faults
+
+
+def preflight_before(text: str) -> dict[str, Any]:
+    """Return a report that was written before; empty where it cannot be read, or is one of another
+    version that the page cannot show.
+
+    :param text: the JSON, or nothing where the file cannot be read.
+    """
+    try:
+        report = json.loads(text)
+        # All that the page shows, beside what the console does.
+        preflight_lines({"plan": [], **report})
+        cpu, memory = report["machine"]["cpu"], report["machine"]["memory"]
+        shown = [cpu["model"], cpu["architecture"], cpu["cores"], memory["total"] / GIB]
+        shown += [each[key] for each in report["findings"] for key in finding("", "", "")]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return dict(report) if shown else {}
+
+
 def preflight_model(
     machine: Mapping[str, Any], catalogue: Iterable[Mapping[str, Any]], share: int
 ) -> dict[str, Any]:
@@ -110,7 +163,8 @@ def preflight_model(
     that four clients have each, as the service works it out), ``context`` (bytes of that),
     ``overhead`` (bytes beside both), ``needed`` (bytes in all), ``fits`` and ``tokens`` (a second
     for one client, 0 where the memory's speed was not measured); ``best`` is the name of the
-    largest that fits, or empty; ``share`` as it was given.
+    largest that fits, or empty; ``share`` as it was given; ``forecast`` says what ``tokens`` are
+    worth.
 
     :param catalogue: models with ``name``, ``bytes``, ``bytes_per_token`` of context, and
         ``tokens`` of context for all slots together where that is to be set.
@@ -136,7 +190,8 @@ def preflight_model(
         )
     models.sort(key=lambda each: int(each["weights"]))
     fitting = [each["name"] for each in models if each["fits"]]
-    return {"models": models, "share": share, "best": fitting[-1] if fitting else ""}
+    best = fitting[-1] if fitting else ""
+    return {"models": models, "share": share, "best": best, "forecast": FORECAST}
 
 
 def _sizes(entry: Mapping[str, Any], share: int) -> tuple[int, int, int]:
@@ -165,11 +220,12 @@ def preflight_lines(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"a model may have {gib(model['share'])} here:")
     for each in model["models"]:
         need = " + ".join(gib(each[key]) for key in ("weights", "context", "overhead"))
-        speed = f", about {each['tokens']:g} tokens/s" if each["tokens"] else ""
+        speed = f"about {each['tokens']:g} tokens/s" if each["tokens"] else "speed not measured"
         fits = "fits" if each["fits"] else "does not fit"
         four = f"{fits} with {SLOTS} times {each['each']} tokens"
-        lines.append(f"  {each['name']}: {need} = {gib(each['needed'])}, {four}{speed}")
+        lines.append(f"  {each['name']}: {need} = {gib(each['needed'])}, {four}, {speed}")
     lines.append(f"  the largest that fits: {model['best'] or 'none of them'}")
+    lines.append(f"  {FORECAST}")
     lines.append("what the site would change:")
     width = max((len(row["what"]) for row in report["plan"]), default=0)
     for row in report["plan"]:
@@ -527,9 +583,11 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
         return {
+            "preflight_before": preflight_before,
             "preflight_findings": preflight_findings,
             "preflight_lines": preflight_lines,
             "preflight_model": preflight_model,
+            "preflight_model_faults": preflight_model_faults,
             "preflight_sentence": sentence,
             "preflight_verdict": preflight_verdict,
         }

@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter import preflight, preflight_plan
+from ansible_collections.nas.assistant.plugins.filter.assistant import SHARE
+from expressions import ROLES, load, templar, trusted
 
 from nas_assistant.gguf import GgufHead
 from nas_assistant.settings import Settings
@@ -20,6 +24,9 @@ DEBIAN = {"distribution": "Debian", "distribution_major_version": "12"}
 NIC = {"name": "eth0", "driver": "igc", "speed": 2500, "most": 2500, "duplex": "full"}
 NIC |= {"up": True, "way_out": True, "wireless": False}
 DISK = {"name": "sda", "kind": "hdd", "size": 4000787030016, "model": "EXAMPLE", "health": "good"}
+
+
+REPORT: dict[str, Any] = {"host": "nas1", "verdict": "fit", "plan": []}
 
 
 def machine(**more: Any) -> dict[str, Any]:
@@ -266,6 +273,98 @@ def test_the_largest_model_that_fits() -> None:
     assert preflight.preflight_model(machine(), catalogue, 6 * GIB)["best"] == "large"
     nothing = preflight.preflight_model(machine(bandwidth=0), catalogue, GIB)
     assert (nothing["best"], nothing["models"][0]["tokens"]) == ("", 0)
+    found = {**REPORT, "findings": judged(machine()), "model": nothing}
+    assert "does not fit, speed not measured" in "\n".join(preflight.preflight_lines(found))
+
+
+@pytest.mark.parametrize(
+    ("memory", "best"),
+    [(4, "Qwen2.5 1.5B Instruct"), (8, "Qwen3 1.7B"), (16, "Qwen3 8B"), (32, "Qwen3 14B")],
+)
+def test_the_catalogue_has_a_model_for_each_size_of_nas(memory: int, best: str) -> None:
+    catalogue = load(ROLES / "preflight/vars/main.yml")["__preflight_catalogue"]
+    share = assistant_memory(memory)
+    assert preflight.preflight_model_faults(catalogue) == []
+    assert preflight.preflight_model(machine(), catalogue, share)["best"] == best
+
+
+def assistant_memory(size: int) -> int:
+    """Bytes that the container has by itself of a machine with so many GB."""
+    return int(size * preflight.KEPT * GIB * SHARE)
+
+
+GOOD: dict[str, Any] = {"name": "own", "bytes": "500", "bytes_per_token": 0, "tokens": 1024}
+
+
+@pytest.mark.parametrize(
+    ("models", "fault"),
+    [
+        ({"own": GOOD}, "is no list of models"),
+        ("own", "own is no list of models"),
+        (["own"], "entry 1, own, has no name"),
+        ([GOOD, {**GOOD, "name": ""}], "entry 2, .* has no name"),
+        ([{**GOOD, "bytes": 0}], "own: bytes=0: give 1 or more, the size of its file"),
+        ([{**GOOD, "bytes": "2 GB"}], "own: bytes=2 GB: give a whole number, the size of"),
+        ([{**GOOD, "bytes": 1.5}], "own: bytes=1.5: give a whole number"),
+        ([{**GOOD, "tokens": True}], "own: tokens=True: give a whole number, the context"),
+        ([{**GOOD, "tokens": -1}], "own: tokens=-1: give 1024 or more"),
+        ([{"name": "own", "bytes": 1}], "own: bytes_per_token=missing: give a"),
+    ],
+)
+def test_models_that_are_none(models: Any, fault: str) -> None:
+    (found,) = preflight.preflight_model_faults(models)
+    assert re.search(fault, found)
+    worked_out = {key: value for key, value in GOOD.items() if key != "tokens"}
+    assert preflight.preflight_model_faults([GOOD, worked_out]) == []
+    assert preflight.preflight_model(machine(), [GOOD], GIB)["best"] == "own"
+    (task,) = load(ROLES / "preflight/tasks/assert.yml")
+    role = templar("preflight", [preflight.FilterModule()], preflight_models=models)
+    assert not role.evaluate_conditional(task["ansible.builtin.assert"]["that"])
+    said = role.template(task["ansible.builtin.assert"]["fail_msg"])
+    assert said == f"preflight_models: {found}. Nothing was changed."
+
+
+def test_a_report_of_before_that_cannot_be_shown(tmp_path: Path) -> None:
+    """A page with one that can, one that was cut off, one of another version, and one that the
+    owner of the controller cannot read."""
+    model = preflight.preflight_model(machine(), [GOOD], GIB)
+    report = {**REPORT, "findings": judged(machine()), "model": model, "machine": machine()}
+    whole = json.dumps(report)
+    texts = {"whole": whole, "cut": whole[:-9], "list": "[]", "empty": "", "binary": "\0"}
+    texts["other"] = json.dumps({key: value for key, value in report.items() if key != "model"})
+    texts["older"] = json.dumps({**report, "machine": {"cpu": {}}})
+    texts["words"] = json.dumps({**report, "findings": ["fit"]})
+    for name, text in texts.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "closed.json").write_bytes(b"\xff")
+
+    def lookup(kind: str, path: str, errors: str = "strict") -> str | None:
+        if path == "report.css":
+            return ""
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except ValueError:
+            assert (kind, errors) == ("ansible.builtin.file", "ignore")
+            return None
+
+    role = templar(
+        "preflight",
+        [preflight.FilterModule()],
+        ansible_managed="",
+        ansible_play_hosts_all=["asked"],
+        groups={"nas": ["asked", *texts, "closed", "never"]},
+        hostvars={"asked": {}},
+        preflight_report_dir=str(tmp_path),
+    )
+    role._engine.environment.globals["lookup"] = lookup
+    page = role.template(trusted((ROLES / "preflight/templates/index.html.j2").read_text()))
+    assert '<td>asked</td><td class="unfit">did not answer</td>' in page
+    assert '<h2 id="whole">whole: <span class="fit">fit</span></h2>' in page
+    assert preflight.FORECAST in page
+    for name in [each for each in texts if each != "whole"] + ["closed"]:
+        assert f'<td>{name}</td><td class="warning">its report cannot be read' in page
+        assert f'<h2 id="{name}">' not in page
+    assert "never" not in page
 
 
 # Heads as large as that of Qwen3 1.7B: 28 layers, 8 heads of 128 for keys and for values.
@@ -323,10 +422,11 @@ def test_lines_and_sentences() -> None:
     assert lines[0] == "nas1: unfit"
     assert lines[1].split() == ["unfit", "memory", "2.0", "GiB,", "wanted", "4", "GB"]
     assert lines[2].split()[-1] == "machine"
-    assert lines[-4:] == [
+    assert lines[-5:] == [
         "  small: 1.0 GiB + 0.0 GiB + 0.3 GiB = 1.3 GiB, does not fit with 4 times 2048 tokens, "
         "about 11.2 tokens/s",
         "  the largest that fits: none of them",
+        f"  {preflight.FORECAST}",
         "what the site would change:",
         "  Docker  none -> installed",
     ]
