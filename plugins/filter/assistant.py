@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.module_utils._cpu import (
+    LIST,
     for_the_assistant,
     parse_list,
     spoken,
@@ -27,7 +28,6 @@ SHARE = 0.6
 STEP = 64 * MIB
 PAGE = 4096
 _SIZE = re.compile(r"([1-9]\d*)([mMgG])")
-_LIST = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 RESTART = ("no", "always", "on-failure", "unless-stopped")
 
 
@@ -149,7 +149,7 @@ def _cpuset(value: Any, cpu: Mapping[str, Any]) -> str:
         return str(spoken(each for core in cores for each in core))
     text = str(value)
     # Looked at before it is written out, since a range may be as long as somebody types.
-    ends = [part.partition("-") for part in text.split(",")] if _LIST.fullmatch(text) else []
+    ends = [part.partition("-") for part in text.split(",")] if LIST.fullmatch(text) else []
     known = ends and all(int(first) <= int(last or first) <= there[-1] for first, _, last in ends)
     if not known or not set(parse_list(text)) <= set(there):
         raise _odd("cpuset_cpus", value, f"it is {AUTO}, or some of {spoken(there)}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ _ENGINE = {
 # From so many cores on, one is the NAS's: a token is bound by memory, and three cores exhaust that
 # of a small machine nearly as four do.
 _SPARE = 4
+# Of CPUs, such as 0-2,5.
+LIST = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 _CRYPTO = {"aes": "aes", "sha_ni": "sha256", "sha2": "sha256", "vaes": "vaes", "sha512": "sha512"}
 
 
@@ -122,6 +125,13 @@ def for_the_assistant(
     # Where there are slow ones, those are the NAS's.
     spare = len(cores) >= _SPARE and len(cores) == len(siblings)
     return cores[1:] if spare else cores
+
+
+def of_a_set(siblings: Sequence[Sequence[int]], text: str) -> list[Sequence[int]]:
+    """Return the cores that a list of CPUs has a part in, each with its CPUs of the list."""
+    wanted = set(parse_list(text))
+    cores = [[each for each in core if each in wanted] for core in siblings]
+    return [core for core in cores if core]
 
 
 def read(root: str = "/") -> Cpu:

@@ -37,6 +37,11 @@ options:
       eighth of the memory that is free, at most 64 MiB for each core that the assistant would have.
     type: bool
     default: false
+  cpus:
+    description: The CPUs to measure on, such as V(1-3), where they are not those that the assistant
+      takes by itself. What is no such list counts as none.
+    type: str
+    default: ""
 """
 
 EXAMPLES = r"""
@@ -145,7 +150,9 @@ PARTS = (
 )
 
 
-def look(paths: list[str], measure: bool, parts: Sequence[str]) -> dict[str, object]:
+def look(
+    paths: list[str], measure: bool, parts: Sequence[str], cpus: str = ""
+) -> dict[str, object]:
     """Return what the module says."""
     readers: dict[str, Callable[[], object]] = {
         "cpu": lambda: asdict(cpu.read()),
@@ -163,13 +170,20 @@ def look(paths: list[str], measure: bool, parts: Sequence[str]) -> dict[str, obj
         "clock_is_set": system.clock_is_set,
     }
     found = {part: readers[part]() for part in parts}
-    return {**found, "bandwidth": speed() if measure else 0}
+    return {**found, "bandwidth": speed(cpus) if measure else 0}
 
 
-def speed() -> int:
-    """Return the bandwidth; 0 where it cannot be measured, as on a machine that is too busy."""
+def speed(cpus: str = "") -> int:
+    """Return the bandwidth; 0 where it cannot be measured, as on a machine that is too busy.
+
+    :param cpus: those of the assistant, as a list; those that it takes by itself unless given.
+    """
     found = cpu.read()
-    cores = cpu.for_the_assistant(found.siblings, found.efficient)
+    cores = (
+        cpu.of_a_set(found.siblings, cpus)
+        if cpu.LIST.fullmatch(cpus)
+        else cpu.for_the_assistant(found.siblings, found.efficient)
+    )
     measured = 0
     with suppress(OSError, RuntimeError):
         measured = bandwidth.measure([core[0] for core in cores], memory.read().available)
@@ -183,12 +197,14 @@ def main() -> None:
             "paths": {"type": "list", "elements": "path", "default": ["/"]},
             "gather": {"type": "list", "elements": "str", "choices": list(PARTS)},
             "measure": {"type": "bool", "default": False},
+            "cpus": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     try:
         parts = module.params["gather"] or PARTS
-        module.exit_json(**look(module.params["paths"], module.params["measure"], parts))
+        given = module.params
+        module.exit_json(**look(given["paths"], given["measure"], parts, given["cpus"]))
     except (OSError, ValueError) as error:
         module.fail_json(msg=str(error))
 

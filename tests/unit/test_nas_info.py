@@ -428,6 +428,33 @@ def test_bandwidth() -> None:
     assert bandwidth.measure([], 1 << 28) == 0
 
 
+@pytest.mark.parametrize(
+    ("cpus", "measured"),
+    [
+        ("", [2, 4, 6]),
+        ("auto", [2, 4, 6]),
+        ("3", [3]),
+        ("0-1,6", [0, 6]),
+        ("9", []),
+        ("a", [2, 4, 6]),
+    ],
+)
+def test_bandwidth_is_that_of_the_assistants_cpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpus: str, measured: list[int]
+) -> None:
+    place = "sys/devices/system/cpu"
+    files = {"proc/cpuinfo": CELERON, f"{place}/online": "0-7"}
+    for each in range(8):
+        pair = f"{each // 2 * 2}-{each // 2 * 2 + 1}"
+        files[f"{place}/cpu{each}/topology/thread_siblings_list"] = pair
+    found = cpu.read(tree(tmp_path, files))
+    monkeypatch.setattr(cpu, "read", lambda: found)
+    asked: list[list[int]] = []
+    monkeypatch.setattr(bandwidth, "measure", lambda those, _: asked.append(those) or 1)
+    nas_info.speed(cpus)
+    assert asked == [measured]
+
+
 def ended(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
