@@ -8,11 +8,12 @@ Cores of two kinds cannot be emulated, nor can a disk that fails: those are in t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ansible_collections.nas.assistant.plugins.filter import preflight
 from ansible_collections.nas.assistant.plugins.module_utils import (
     _block as block,
     _cpu as cpu,
@@ -47,7 +48,10 @@ class Machine:
     nics: Sequence[tuple[str, str, int, int, str, bool]]
     virtualisation: str
     ports: Sequence[int]
+    bits: int = 64
     swap: Sequence[tuple[str, str, int]] = field(default=())
+    unfit: Sequence[str] = ()
+    warned: Sequence[str] = ("clock",)
     engine: str = ""
 
 
@@ -89,6 +93,9 @@ MACHINES = (
         nics=[("enp0s2", "virtio_net", 0, 0, "", True)],
         virtualisation="qemu",
         ports=(80, 80, 443, 443, 2222, 2222, 35569),
+        # Its Nginx; it was captured without root, whom ss tells of programs.
+        unfit=["port 443"],
+        warned=["clock", "memory"],
         engine="20.10.24+dfsg1",
     ),
     Machine(
@@ -124,6 +131,8 @@ MACHINES = (
         ],
         virtualisation="qemu",
         ports=(80,),
+        unfit=["memory"],
+        warned=["clock", "instructions"],
         swap=[("/dev/zram0", "zram", 100), ("/dev/vda1", "partition", -2)],
     ),
     Machine(
@@ -148,6 +157,7 @@ MACHINES = (
         ],
         virtualisation="qemu",
         ports=(80,),
+        unfit=["memory"],
         swap=[("/dev/zram0", "zram", 100), ("/dev/vda1", "partition", -2)],
     ),
     *(
@@ -165,6 +175,8 @@ MACHINES = (
             nics=[("eth0", "virtio_net", 0, 0, "", True)],
             virtualisation="qemu",
             ports=(80,),
+            unfit=["memory"],
+            warned=["clock"] if "dotprod" in features else ["clock", "instructions"],
         )
         for core, features in (("cortex-a72", ("neon",)), ("neoverse-n1", ("neon", "dotprod")))
     ),
@@ -186,6 +198,34 @@ MACHINES = (
         nics=[("usb0", "cdc_subset", 0, 0, "", True)],
         virtualisation="",
         ports=(80,),
+        unfit=["memory", "memory limits"],
+        warned=["clock", "instructions"],
+    ),
+    *(
+        Machine(
+            name=f"{architecture}-{core}",
+            architecture=architecture,
+            bits=32,
+            model=model,
+            siblings=((0,), (1,)),
+            features=(),
+            crypto=crypto,
+            given=1000,
+            version=2,
+            controllers=controllers,
+            drives=[("sda", "virtual", 64, "", "scsi-0QEMU_QEMU_HARDDISK_DISK1")],
+            nics=[("enp0s2", "virtio_net", 0, 0, "", True)],
+            virtualisation="qemu",
+            ports=(80,),
+            unfit=["memory", "processor"],
+        )
+        for architecture, core, model, crypto, controllers in (
+            (
+                *("armv7l", "cortex-a15", "ARMv7 Processor rev 0 (v7l)", ()),
+                [each for each in ALL_2 if each != "hugetlb"],
+            ),
+            ("armv8l", "cortex-a72", "ARMv8 Processor rev 3 (v8l)", ("sha256",), ALL_2),
+        )
     ),
 )
 
@@ -271,6 +311,8 @@ def machine(
         monkeypatch.setattr(module, "answer", answer)
     monkeypatch.setattr(block, "BY_ID", str(tmp_path / "dev/disk/by-id"))
     monkeypatch.setattr(cpu, "platform", SimpleNamespace(machine=lambda: programs["uname -m"]))
+    size = found.bits // 8
+    monkeypatch.setattr(cpu, "struct", SimpleNamespace(calcsize=lambda _: size))
     return found
 
 
@@ -326,6 +368,39 @@ def test_the_system(machine: Machine, tmp_path: Path) -> None:
     # A screen that QEMU draws is nothing to compute on.
     assert system.accelerators(root) == []
     assert (system.vendor(root), system.tpm(root), system.clock_is_set()) == ("", "", False)
+
+
+def test_what_preflight_says_of_it(machine: Machine, tmp_path: Path) -> None:
+    root = str(tmp_path)
+    found = {
+        "cpu": asdict(cpu.read(root)),
+        "memory": asdict(memory.read(root)),
+        "cgroup": asdict(memory.cgroup(root)),
+        "drives": [asdict(each) for each in drives.read()],
+        # How much is free was not captured: as on a disk that is large enough.
+        "rooms": [asdict(drives.Room("/", "/dev/sda1", "ext4", 1 << 38, 1 << 37, False, ("/",)))],
+        "nics": [asdict(each) for each in nics.read(root)],
+        "accelerators": [asdict(each) for each in system.accelerators(root)],
+        "listeners": [asdict(each) for each in system.listeners()],
+        "vendor": system.vendor(root),
+        "virtualisation": system.virtualisation(),
+        "tpm": system.tpm(root),
+        "clock_is_set": system.clock_is_set(),
+    }
+    debian = {"distribution": "Debian", "distribution_major_version": "12"}
+    findings = preflight.preflight_findings(found, debian, {}, [443])
+    for verdict, expected in (("unfit", machine.unfit), ("warning", machine.warned)):
+        said = {each["check"]: each for each in findings if each["verdict"] == verdict}
+        assert sorted(said) == sorted(expected)
+        for each in said.values():
+            assert all(each[key] for key in ("value", "limit", "reason", "remedy")), each
+    expected = "unfit" if machine.unfit else "fit with warnings"
+    assert preflight.preflight_verdict(findings) == expected
+    if machine.bits == 32:
+        (processor,) = [each for each in findings if each["check"] == "processor"]
+        assert processor["value"] == f"{machine.architecture}, {machine.model}"
+        assert processor["limit"] == "x86_64 or aarch64 (ARMv8)"
+        assert processor["remedy"].endswith("on a Raspberry Pi 3 or later, the 64-bit system")
 
 
 def test_what_only_some_of_them_show(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@
 # documentation.
 #
 # Those of QEMU are of Debian 12 in an initramfs: linux-image-amd64 or -arm64 with the modules of
-# the devices, busybox-static, util-linux, ethtool, smartmontools, iproute2, systemd, udev and what
+# the devices, or -armmp with programs of armhf, busybox-static, util-linux, ethtool, smartmontools, iproute2, systemd, udev and what
 # they need, fetched by `apt-get -o APT::Architecture=arm64 -o Dir::State=… download` and unpacked
 # by `dpkg-deb --extract`. Its init mounts /proc, /sys, /dev and the control groups, starts
 # systemd-udevd, runs `udevadm trigger` and `udevadm settle`, makes swap and addresses (192.0.2.10,
