@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from ansible_collections.nas.assistant.plugins.filter.kernel import kernel_queue
 from ansible_collections.nas.assistant.plugins.module_utils._swap import HEAD, Swap, ours, parse
 from ansible_collections.nas.assistant.plugins.modules.kernel_modules import in_kernel
 from ansible_collections.nas.assistant.plugins.modules.swap import wish_of
-from expressions import ROLES, templar, trusted
+from expressions import ROLES, load, templar, trusted
 
 WISH = {
     "hdd": "bfq",
@@ -24,6 +27,9 @@ WISH = {
     "ssd_read_ahead_kib": 0,
     "nvme_read_ahead_kib": 512,
 }
+GOVERNOR = "/etc/systemd/system/nas-assistant-governor.service"
+NOTE = "/etc/default/nas-assistant-memory-controller"
+CFG = "/etc/default/grub.d/zz-nas-assistant.cfg"
 TURNS, STILL = {"rotational": "1"}, {"rotational": "0"}
 
 
@@ -82,6 +88,158 @@ def test_parameters_are_as_many_as_preflight_says(given: dict[str, Any], count: 
     of = {"kernel": yaml.safe_load((ROLES / "kernel/vars/main.yml").read_text())}
     told = templar("preflight", [kernel.FilterModule()], __preflight_of=of, **given)
     assert told.template(trusted("{{ __preflight_wanted.kernel.parameters }}")) == count
+
+
+@pytest.mark.parametrize(
+    ("wanted", "before", "looked"),
+    [
+        ("", "", False),
+        ("", "# Ansible managed\nw- /sys/kernel/mm/lru_gen/enabled - - - - y\n", False),
+        ("schedutil", "", True),
+        # No longer wanted: the file of before has it, at the first place of the diff.
+        (
+            "",
+            "w- /sys/devices/system/cpu/cpufreq/policy*/scaling_governor - - - - powersave\n",
+            True,
+        ),
+    ],
+)
+def test_the_governors_unit_costs_only_those_who_have_one(
+    wanted: str, before: str, looked: bool
+) -> None:
+    (task,) = named("sysfs.yml", "Set the governor at boot once its driver is there")
+    diff = [{"before_header": "file", "before": before, "after": ""}]
+    role = templar(
+        "kernel",
+        [kernel.FilterModule()],
+        kernel_governor=wanted,
+        __kernel_values_set={"diff": diff},
+        __kernel_governor_file={"dest": "the unit"},
+    )
+    assert role.evaluate_conditional(task["when"]) is looked
+    found = role.template(task["nas.assistant.config_set"])
+    (unit,) = found["units"]
+    there = {"dest": "the unit"} if wanted else {"dest": GOVERNOR, "state": "absent"}
+    assert found["files"] == [there]
+    assert unit == {
+        "name": "nas-assistant-governor.service",
+        "action": "restart",
+        "state": "on" if wanted else "off",
+    }
+
+
+def test_the_governors_unit_waits_for_udev() -> None:
+    """It sets what the file of systemd-tmpfiles has, and nothing where that has no governor."""
+    role = templar("kernel", [], ansible_managed="of a test", kernel_governor="schedutil")
+    templates = ROLES / "kernel/templates"
+    unit = role.template(trusted((templates / f"{GOVERNOR[1:]}.j2").read_text()))
+    file = "/etc/tmpfiles.d/nas-assistant-kernel.conf"
+    commands = [line.partition("=")[2] for line in unit.splitlines() if line.startswith("Exec")]
+    assert commands == [
+        f"/usr/bin/grep -q scaling_governor {file}",
+        "-/usr/bin/udevadm settle --timeout=60",
+        f"/usr/bin/systemd-tmpfiles --create {file}",
+    ]
+    content = role.template(trusted((templates / f"{file[1:]}.j2").read_text()))
+    place = "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
+    assert f"w- {place} - - - - schedutil" in content.splitlines()
+
+
+def named(file: str, *names: str) -> list[dict[str, Any]]:
+    """Tasks of a file, those of blocks too."""
+    tasks = list(in_order(load(ROLES / "kernel/tasks" / file)))
+    return [task for name in names for task in tasks if task["name"] == name]
+
+
+def in_order(tasks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for task in tasks:
+        yield from in_order(task["block"]) if "block" in task else [task]
+
+
+PI = "/boot/firmware/cmdline.txt"
+WORD = " cgroup_enable=memory"
+
+
+def replaced(task: dict[str, Any], text: str, role: Any) -> str:
+    """What ansible.builtin.replace makes of a text."""
+    given = role.template(task["ansible.builtin.replace"])
+    return re.sub(given["regexp"], given["replace"], text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("text", "noted"),
+    [
+        ("root=/dev/sda2 rootwait\n", True),
+        ("root=/dev/sda2", True),
+        ("root=/dev/sda2 cgroup_enable=memoryless\n", True),
+        # Another line than the first is not read.
+        (f"root=/dev/sda2\n{WORD}\n", True),
+        # The owner's, at each place.
+        (f"root=/dev/sda2{WORD} rootwait\n", False),
+        ("cgroup_enable=memory root=/dev/sda2\n", False),
+        ("cgroup_enable=cpuset cgroup_enable=memory cgroup_memory=1\n", False),
+    ],
+)
+def test_only_our_word_is_taken_off_the_raspberry_pis_command_line(text: str, noted: bool) -> None:
+    """What is noted before the word is written is what goes again, to the letter."""
+    note, on = named(
+        "memory_controller.yml",
+        "Note what is changed, so that it can be taken back",
+        "Write it on the Raspberry Pi's command line",
+    )
+    (off,) = named(
+        "memory_controller_absent.yml", "Take our word off the Raspberry Pi's command line"
+    )
+    content = base64.b64encode(text.encode()).decode()
+    role = templar("kernel", [], __kernel_boot=PI, __kernel_boot_text={"content": content})
+    assert role.evaluate_conditional(note["when"]) is noted
+    written = role.template(note["ansible.builtin.copy"]["content"])
+    assert written.splitlines()[1:] == [PI]
+    after = replaced(on, text, role)
+    assert (after != text) is noted
+    there = {
+        "__kernel_left_paths": [NOTE],
+        "__kernel_boot_noted": {"content": base64.b64encode(written.encode()).decode()},
+    }
+    role = templar("kernel", [], **there)
+    assert role.evaluate_conditional(off["when"])
+    assert role.template(off["ansible.builtin.replace"]["path"]) == PI
+    if noted:
+        assert replaced(off, after, role) == text
+
+
+@pytest.mark.parametrize(
+    ("left", "run"),
+    [
+        # Of a version that kept no note: it is written first.
+        ([CFG], ["Note it where", "Take no words off", "Write GRUB's menu", "Forget what"]),
+        ([CFG, NOTE], ["Read what", "Take no words off", "Write GRUB's menu", "Forget what"]),
+        # A run was cut off between the file and the menu.
+        ([NOTE], ["Read what", "Take no words off", "Write GRUB's menu", "Forget what"]),
+        ([GOVERNOR], []),
+        ([], []),
+    ],
+)
+def test_grubs_menu_is_written_before_the_note_goes(left: list[str], run: list[str]) -> None:
+    grub = base64.b64encode(b"# a word\n/etc/default/grub\n").decode()
+    (whole,) = named("absent.yml", "Leave the kernel's command line to its owner")
+    given = {
+        "__kernel_left": {"files": [{"path": path} for path in left]},
+        "__kernel_left_paths": left,
+        "__kernel_boot_noted": {"content": grub},
+    }
+    role = templar("kernel", [], **given)
+
+    def those(tasks: list[dict[str, Any]]) -> Iterator[str]:
+        for task in tasks:
+            if "when" not in task or role.evaluate_conditional(task["when"]):
+                yield from those(task["block"]) if "block" in task else [task["name"]]
+
+    found = []
+    if role.evaluate_conditional(whole["when"]):
+        found = list(those(load(ROLES / "kernel/tasks/memory_controller_absent.yml")))
+    assert len(found) == len(run)
+    assert all(name.startswith(start) for name, start in zip(found, run, strict=True))
 
 
 def test_modules_in_the_kernel() -> None:

@@ -450,7 +450,12 @@ def test_bandwidth_is_that_of_the_assistants_cpus(
     found = cpu.read(tree(tmp_path, files))
     monkeypatch.setattr(cpu, "read", lambda: found)
     asked: list[list[int]] = []
-    monkeypatch.setattr(bandwidth, "measure", lambda those, _: asked.append(those) or 1)
+
+    def measure(those: list[int], _: int) -> int:
+        asked.append(those)
+        return 1
+
+    monkeypatch.setattr(bandwidth, "measure", measure)
     nas_info.speed(cpus)
     assert asked == [measured]
 

@@ -14,6 +14,7 @@ from site_lab import Lab, blank, said
 NAME = f"unfit{os.getpid()}"
 OFF = "cgroup_disable=memory"
 PI = "/boot/firmware/cmdline.txt"
+NOTE = "/etc/default/nas-assistant-memory-controller"
 # All of it that the site could have changed; what a look leaves behind is in memory alone.
 STATE = "find /etc /usr/local /var/lib /opt -xdev -newer /root/began ! -path '*/systemd/timers/*'"
 
@@ -76,7 +77,12 @@ def test_the_memory_controller_is_asked_for_where_it_boots_from(
     )
     assert on(f"cat {PI}") == "console=tty1 root=/dev/vda rootwait cgroup_enable=memory"
     assert on("cat /proc/sys/kernel/random/boot_id") != boot
-    on("rm -r /boot/firmware")
+
+    assert PI in on(f"cat {NOTE}")
+    undone = playbook("kernel", kernel_state="absent")
+    assert undone.returncode == 0, undone.stdout
+    assert on(f"cat {PI}") == "console=tty1 root=/dev/vda rootwait"
+    on(f"test ! -e {NOTE} && rm -r /boot/firmware")
 
 
 def test_grubs_command_line(playbook: Playbook, on: Callable[[str], str]) -> None:
@@ -91,7 +97,9 @@ def test_grubs_command_line(playbook: Playbook, on: Callable[[str], str]) -> Non
     menu = on("cat /boot/grub/grub.cfg")
     assert OFF not in menu
     assert " quiet" in menu
+    assert "/etc/default/grub" in on(f"cat {NOTE}")
 
     undone = playbook("kernel", kernel_state="absent")
     assert undone.returncode == 0, undone.stdout
     assert OFF in on("cat /boot/grub/grub.cfg")
+    on(f"test ! -e {NOTE}")

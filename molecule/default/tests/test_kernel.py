@@ -16,6 +16,10 @@ Refused = Callable[[str, Sequence[dict[str, Any]]], list[str]]
 PROBING = "net.ipv4.tcp_mtu_probing"
 WINDOWS = "net.ipv4.tcp_wmem"
 FILE = "/etc/sysctl.d/99-zy-nas-assistant-kernel.conf"
+GOVERNOR = "/etc/systemd/system/nas-assistant-governor.service"
+NOTE = "/etc/default/nas-assistant-memory-controller"
+OURS = "/etc/default/grub.d/zz-nas-assistant.cfg"
+GRUB = "/usr/local/sbin/update-grub"
 
 
 def worked(run: subprocess.CompletedProcess[str]) -> str:
@@ -40,7 +44,7 @@ def kernel(playbook: Playbook, host: Host) -> Iterator[Playbook]:
     yield run
     worked(run(kernel_state="absent"))
     assert {name: value(host, name) for name in before} == before
-    for path in (FILE, "/etc/udev/rules.d/61-nas-assistant-io.rules"):
+    for path in (FILE, GOVERNOR, NOTE, "/etc/udev/rules.d/61-nas-assistant-io.rules"):
         assert not host.file(path).exists
     worked(run())
 
@@ -70,6 +74,63 @@ def test_a_memory_controller_that_is_on_is_left(host: Host, playbook: Playbook) 
     assert done.returncode == 0, done.stdout
     assert "changed=0" in done.stdout
     assert host.check_output("systemctl show --property=UserspaceTimestampMonotonic") == booted
+
+
+def test_the_governors_unit_is_there_only_where_one_is_wanted(kernel: Playbook, host: Host) -> None:
+    """No container has a governor, and none of its kernel's is changed."""
+    assert "scaling_governor: this machine has none" in worked(kernel(kernel_governor="schedutil"))
+    assert host.check_output("systemctl is-enabled nas-assistant-governor") == "enabled"
+    assert host.check_output("systemctl is-active nas-assistant-governor") == "active"
+    assert "changed=0" in worked(kernel(kernel_governor="schedutil"))
+    worked(kernel())
+    assert not host.file(GOVERNOR).exists
+    assert host.run("systemctl is-active nas-assistant-governor").stdout.strip() == "inactive"
+    assert "changed=0" in worked(kernel())
+    # And it goes with all else, as the fixture looks.
+    worked(kernel(kernel_governor="schedutil"))
+
+
+def test_our_word_goes_off_the_raspberry_pis_command_line(kernel: Playbook, host: Host) -> None:
+    boot = "/boot/firmware/cmdline.txt"
+    text = "console=tty1 cgroup_enable=memory rootwait cgroup_enable=memory"
+    host.check_output(f"mkdir -p /boot/firmware; echo '{text}' > {boot}")
+    try:
+        # Without a note, it is the owner's.
+        assert "changed=0" in worked(kernel(kernel_state="absent"))
+        assert host.check_output(f"cat {boot}") == text
+        host.check_output(f"printf '# of a test\n{boot}\n' > {NOTE}")
+        worked(kernel("--check", kernel_state="absent"))
+        assert host.check_output(f"cat {boot}") == text
+        worked(kernel(kernel_state="absent"))
+        assert host.check_output(f"cat {boot}") == text.removesuffix(" cgroup_enable=memory")
+        assert not host.file(NOTE).exists
+        assert "changed=0" in worked(kernel(kernel_state="absent"))
+        # A note of what is there no more holds nobody up.
+        host.check_output(f"rm -r /boot/firmware; echo {boot} > {NOTE}")
+        worked(kernel(kernel_state="absent"))
+        assert not host.file(NOTE).exists
+    finally:
+        host.check_output(f"rm -rf /boot/firmware {NOTE}")
+
+
+def test_grubs_menu_is_written_also_after_a_run_that_was_cut_off(
+    kernel: Playbook, host: Host
+) -> None:
+    """By a program in the place of GRUB's, which fails at first; the file is one of before the note
+    was."""
+    host.check_output(f"mkdir -p {OURS.rpartition('/')[0]}; touch {OURS}")
+    host.check_output(f"printf '#!/bin/sh\ntest -e /run/works && touch /run/done\n' > {GRUB}")
+    host.check_output(f"chmod 0755 {GRUB}")
+    try:
+        assert kernel(kernel_state="absent").returncode != 0
+        assert not host.file(OURS).exists
+        host.check_output("touch /run/works")
+        worked(kernel(kernel_state="absent"))
+        assert host.file("/run/done").exists
+        assert not host.file(NOTE).exists
+        assert "changed=0" in worked(kernel(kernel_state="absent"))
+    finally:
+        host.check_output(f"rm -f {OURS} {GRUB} {NOTE} /run/works /run/done")
 
 
 def test_switches_are_taken_as_words_too(playbook: Playbook) -> None:
