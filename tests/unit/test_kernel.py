@@ -81,6 +81,7 @@ def test_parameters_are_as_many_as_preflight_says(given: dict[str, Any], count: 
     found = role.template(trusted("{{ __kernel_sysctl }}"))
     assert len(found) == count
     assert all(value is not None for value in found.values())
+    assert found["vm.min_free_kbytes"] == 81920
     owner = given.get("kernel_sysctl", {})
     assert {name: found.get(name) for name in owner} == owner
     assert not {"vm.dirty_bytes", "vm.dirty_ratio"} <= set(found)
@@ -240,6 +241,14 @@ def test_grubs_menu_is_written_before_the_note_goes(left: list[str], run: list[s
         found = list(those(load(ROLES / "kernel/tasks/memory_controller_absent.yml")))
     assert len(found) == len(run)
     assert all(name.startswith(start) for name, start in zip(found, run, strict=True))
+
+
+def test_what_is_changed_is_noted_before() -> None:
+    tasks = load(ROLES / "kernel/tasks/memory_controller.yml")
+    names = [task["name"] for task in in_order(tasks)]
+    noted = names.index("Note what is changed, so that it can be taken back")
+    assert noted < names.index("Write it on the Raspberry Pi's command line")
+    assert noted < names.index("Take it off GRUB's command line")
 
 
 def test_modules_in_the_kernel() -> None:

@@ -54,22 +54,26 @@ def test_the_report_is_of_this_machine(playbook: Playbook, host: Host, nas_name:
 def test_the_page_has_all_that_were_asked(
     playbook_in: Playbook, nas_name: str, tmp_path: Path
 ) -> None:
-    """Two that are the same machine, one that is away, and one of before that nobody asks."""
+    """Two that are the same machine, one that is away, and two of before that nobody asks, of which
+    the report of one was cut off."""
     (tmp_path / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
     lab = yaml.safe_load((INVENTORY / "lab.yml").read_text())["nas"]
     one = lab["hosts"][nas_name]
     away = {**one, "ansible_host": "127.0.0.9", "ansible_port": 9}
-    hosts = {"first": one, "second": one, "away": away, "before": one}
+    hosts = {"first": one, "second": one, "away": away, "before": one, "cut": one}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"nas": {**lab, "hosts": hosts}}))
     reports = tmp_path / "reports"
     into = ("--extra-vars", f"preflight_report_dir={reports}")
     assert playbook_in(tmp_path, {}, "preflight", *into, limit="before").returncode == 0
-    done = playbook_in(tmp_path, {}, "preflight", *into, limit="all:!before")
+    (reports / "cut.json").write_text((reports / "before.json").read_text()[:-99])
+    done = playbook_in(tmp_path, {}, "preflight", *into, limit="all:!before:!cut")
     assert re.search(r"^away .* unreachable=1", done.stdout, re.M)
     page = (reports / "index.html").read_text()
     assert "3 asked, nothing changed. Of the others, what was found before." in page
     assert '<td>away</td><td class="unfit">did not answer</td>' in page
+    assert '<td>cut</td><td class="warning">its report cannot be read' in page
     assert '<h2 id="away">' not in page
+    assert '<h2 id="cut">' not in page
     for each in ("first", "second", "before"):
         assert f'<h2 id="{each}">{each}: <span class=' in page
         verdict = json.loads((reports / f"{each}.json").read_text())["verdict"]
@@ -106,3 +110,12 @@ def test_wrong_limits_are_refused(playbook: Playbook) -> None:
     assert "preflight_limits: memory is unknown; there are memory_min" in " ".join(
         done.stdout.split()
     )
+
+
+def test_wrong_models_are_refused(playbook: Playbook) -> None:
+    done = playbook("preflight", preflight_models=[{"name": "own", "bytes": 0, "tokens": 4096}])
+    said = " ".join(done.stdout.split())
+    assert done.returncode != 0
+    assert "preflight_models: own: bytes=0: give 1 or more, the size of its file; own: " in said
+    assert "bytes_per_token=missing: give a whole number" in said
+    assert "changed=0" in said
