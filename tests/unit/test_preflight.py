@@ -274,7 +274,8 @@ def test_the_largest_model_that_fits() -> None:
     nothing = preflight.preflight_model(machine(bandwidth=0), catalogue, GIB)
     assert (nothing["best"], nothing["models"][0]["tokens"]) == ("", 0)
     found = {**REPORT, "findings": judged(machine()), "model": nothing}
-    assert "does not fit with 4 times 2048 tokens, speed not measured" in "\n".join(preflight.preflight_lines(found))
+    lines = "\n".join(preflight.preflight_lines(found))
+    assert re.search("does not fit with 4 times [0-9]+ tokens, speed not measured", lines)
 
 
 @pytest.mark.parametrize(
