@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,10 @@ from nas_assistant.tune import ask
 
 from .conftest import CHAT_MODEL, SECRET, minimal_config
 from .service_process import SOURCE, Service
+
+LONG = pytest.mark.skipif(
+    not os.environ.get("NAS_ASSISTANT_FULL"), reason="one of those that make test-full runs"
+)
 
 
 @pytest.fixture
@@ -53,7 +58,8 @@ def most_of_its_own(model: CheckedModel) -> int:
 @pytest.mark.parametrize(
     ("mib", "slots", "cache"),
     [
-        (550, 2, 95),  # 160 + 96 + 94 + 2 * (45 + 7.5), which has room for two texts
+        # 160 + 96 + 94 + 2 * (45 + 7.5), which has room for two texts
+        pytest.param(550, 2, 95, marks=LONG),
         (403, 1, 0),  # no room for a cache, nor to spare
     ],
 )

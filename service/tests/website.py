@@ -31,7 +31,7 @@ class Server:
         self._ring = KeyRing(keys)
         self._app = create_app(settings, self.engine, self._ring)
         # A server as fast as this one is no news: only what goes wrong is.
-        self._server = uvicorn.Server(uvicorn.Config(self, port=0, log_level="critical"))
+        self._server = uvicorn.Server(uvicorn.Config(self, port=0, log_config=None))
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
         while not self._server.started:
