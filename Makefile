@@ -44,7 +44,7 @@ models: setup ## Fetch the small models of the tests into .lab/models
 	@$(PYTHON) -m lab minilm $(NAS_ASSISTANT_MODELS)
 
 .PHONY: test
-test: prepare lint models ## Run every check that CI runs (under 40 minutes)
+test: prepare lint models ## Run every check that CI runs (45 minutes)
 	$(IN_VENV) pytest service/tests
 	$(IN_VENV) molecule test
 	$(IN_VENV) pytest --numprocesses 2 --dist loadgroup tests/unit tests/lab tests/integration
@@ -71,6 +71,7 @@ bench: models ## Measure the service against the bare engine, the demo cold and 
 	$(IN_VENV) python tests/bench/bench_fleet.py .lab/bench/fleet.json $(PEERS)
 	$(IN_VENV) python tests/bench/bench_front.py .lab/bench/front.json
 	$(IN_VENV) python tests/bench/bench_neighbour.py .lab/bench/neighbour.json
+	$(IN_VENV) python tests/bench/bench_queue.py .lab/bench/queue.json
 	$(IN_VENV) python tests/bench/bench_network.py .lab/bench/network.json
 	$(IN_VENV) python tests/bench/bench_pressure.py .lab/bench/pressure.json
 	PYTHONPATH=$(CURDIR)/service/src $(BIN)/python tests/bench/bench_forecast.py .lab/bench/forecast.json $(NAS_ASSISTANT_MODELS)/smollm2-135m-instruct-q4_1.gguf $(NAS_ASSISTANT_MODELS)/gemma-3-270m-q4_k_m.gguf
