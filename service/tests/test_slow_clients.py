@@ -213,6 +213,36 @@ def endless(visitor: Visitor, _: dict[str, Any]) -> None:
         visitor.wfile.write(f"data: {piece}\n\n".encode())
 
 
+WHOLE = json.dumps({"object": "chat.completion", "choices": [], "padding": "x" * (6 << 20)})
+
+
+def whole(visitor: Visitor, _: dict[str, Any]) -> None:
+    visitor.head("application/json", len(WHOLE))
+    visitor.wfile.write(WHOLE.encode())
+
+
+@pytest.mark.parametrize("then", ["keep-alive", "close"])
+def test_a_client_that_reads_slowly_has_all_of_it(
+    service: CloudService, cloud: ScriptedCloud, then: str
+) -> None:
+    """An answer that is written counts as complete, though the client is far from its end."""
+    service.patch(connection__HEAD_SECONDS=1, connection__READ_SECONDS=1)
+    service.start()
+    cloud.behave = whole
+    body = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode()
+    request = HEAD + f"Connection: {then}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    began, answered = time.monotonic(), 0
+    with connect(service, 0, request) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        while part := client.recv(1 << 17):
+            answered += len(part)
+            time.sleep(0.06)
+        took = time.monotonic() - began
+    assert answered > len(WHOLE)
+    # Longer than either patience; then the connection goes as any other.
+    assert 3 < took < 15
+
+
 def test_a_client_that_does_not_read(service: CloudService, cloud: ScriptedCloud) -> None:
     """Its slot goes to others."""
     service.patch(connection__READ_SECONDS=2)

@@ -20,8 +20,10 @@ from nas_assistant.errors import bad_request
 
 # For the head of a request, from the connection or from the answer before.
 HEAD_SECONDS = 20.0
-# For what is written and waits in this process: 48 KiB, beyond what the kernel holds.
+# In which a client reads so much of what is written and waits in this process, beyond what the
+# kernel holds.
 READ_SECONDS = 60.0
+_LEAST_READ = 16 << 10
 # In which what a client sent with its connection was read.
 _GLANCE_SECONDS = 0.05
 # Descriptors that a worker needs for itself.
@@ -70,14 +72,14 @@ class PatientProtocol(H11Protocol):
     def pause_writing(self) -> None:
         """Called by asyncio when too much waits to be read."""
         super().pause_writing()
-        # Whose answer is under way hears of it as of a client that left, and gives its slot back.
-        self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+        self._watch_reader()
 
     def resume_writing(self) -> None:
         """Called by asyncio when most of it was read."""
         super().resume_writing()
         if self._unread is not None:
             self._unread.cancel()
+            self._unread = None
 
     def send_400_response(self, msg: str) -> None:
         """Say that it is no HTTP, in the API's error shape."""
@@ -106,7 +108,9 @@ class PatientProtocol(H11Protocol):
         idle = [
             (each._unasked.when(), id(each), each)
             for each in self.connections
-            if isinstance(each, PatientProtocol) and each._unasked is not None
+            if isinstance(each, PatientProtocol)
+            and each._unasked is not None
+            and not each._unsent()
         ]
         if idle:
             _, _, longest = min(idle)
@@ -123,4 +127,33 @@ class PatientProtocol(H11Protocol):
             self._unasked.cancel()
             self._unasked = None
         elif not asked and self._unasked is None:
-            self._unasked = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+            self._unasked = self.loop.call_later(HEAD_SECONDS, self._nothing_asked)
+
+    def _unsent(self) -> int:
+        """Bytes of answers that the client has not read, and the kernel does not hold."""
+        return self.transport.get_write_buffer_size()
+
+    def _nothing_asked(self) -> None:
+        """Hang up, unless the client is busy reading: an answer counts as complete once it lies in
+        the buffer.
+        """
+        if not self._unsent():
+            self.transport.abort()
+            return
+        if self._unread is None:
+            self._watch_reader()
+        self._unasked = self.loop.call_later(HEAD_SECONDS, self._nothing_asked)
+
+    def _watch_reader(self) -> None:
+        self._unread = self.loop.call_later(READ_SECONDS, self._look_at_reader, self._unsent())
+
+    def _look_at_reader(self, before: int) -> None:
+        """Go on while the client reads. An answer that is under way hears of the end as of a client
+        that left, and gives its slot back.
+        """
+        self._unread = None
+        unsent = self._unsent()
+        if unsent and before - unsent < _LEAST_READ:
+            self.transport.abort()
+        elif unsent:
+            self._watch_reader()
