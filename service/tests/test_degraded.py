@@ -200,14 +200,19 @@ def test_a_model_that_comes_back(
     run(write(), check)
 
 
+@pytest.mark.parametrize("before", [b"", OTHER])
 def test_what_suits_one_that_comes_is_worked_out_then(
-    write: Callable[..., Settings], models: Path, run: Run
+    write: Callable[..., Settings], models: Path, run: Run, before: bytes
 ) -> None:
-    """But for slots and cache, which all others have already."""
+    """But for slots and cache, which all others have already; also where another file was taken for
+    it at the start.
+    """
     settings = write(context="auto", sizes="")
+    if before:
+        (models / FILE).write_bytes(before)
 
     async def check(service: Running) -> None:
-        await service.until_degraded(MODEL_IS_GONE)
+        await service.until_degraded("has SHA-256" if before else MODEL_IS_GONE)
         service.put(OTHER)
         await service.until_degraded("has SHA-256")
         service.put(WHOLE)
@@ -217,6 +222,30 @@ def test_what_suits_one_that_comes_is_worked_out_then(
         assert found.sizing.startswith("4 slots of 4096 tokens, 128 MiB of prompt cache")
 
     run(settings, check)
+
+
+def test_one_that_comes_and_has_no_room_beside_what_was_worked_out(
+    write: Callable[..., Settings], models: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, as much cache was given as there may be; a start with it would give less."""
+    settings = write(context="auto", sizes="", queue=8)
+    (models / FILE).write_bytes(WHOLE)
+    limits = (limit << 20 for limit in range(100, 900, 4))
+    tight = next(limit for limit in limits if fits(settings, models, limit, monkeypatch))
+    (models / FILE).unlink()
+
+    async def check(service: Running) -> None:
+        await service.until_degraded(MODEL_IS_GONE)
+        service.put(WHOLE)
+        await service.until_degraded("Start the service again")
+
+    assert tight > 100 << 20
+    run(settings, check)
+
+
+def fits(settings: Settings, models: Path, limit: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(checks, "available_memory", lambda: (limit, "the container's limit"))
+    return "default" in check_start(settings, models, "source", lenient=True).models
 
 
 def test_one_thing_after_the_other_is_wrong(
@@ -391,6 +420,42 @@ def test_one_that_is_pinned_comes_later_too(
         assert sorted(StandIn.running) == ["default", "large"]
 
     run(write(f"{LARGE}pinned = yes\n"), check)
+
+
+def test_who_waits_for_one_that_has_no_room_any_more_is_told(
+    write: Callable[..., Settings], models: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside one that is pinned, and came later."""
+    (models / "large.gguf").write_bytes(OTHER)
+    # Enough for one of the two.
+    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
+
+    async def check(service: Running) -> None:
+        await until(lambda: MODEL_IS_GONE in service.client.state.degraded)
+        assert await service.ask("large") == "/large.sock"
+        service.put(WHOLE)
+        await until(lambda: "default" in service.client.state.models)
+        assert list(service.client.state.models) == ["default", "smart"]
+        with pytest.raises(EngineUnavailable, match="that are pinned"):
+            await service.ask("large")
+
+    run(write(f"pinned = yes\n{LARGE}", queue=8), check)
+
+
+def test_one_that_is_pinned_and_too_large_takes_no_room(
+    write: Callable[..., Settings], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What suits the others is worked out without it."""
+    (models / FILE).write_bytes(WHOLE)
+    large = gguf_file(template="{{ x }}", context=8192)
+    (models / "large.gguf").write_bytes(large)
+    wide = LARGE.replace("context = 2048", "context = 8192\nkv_cache = f16\npinned = yes")
+    sizes = "\n[engine]\nslots = 64\n"
+    monkeypatch.setattr(checks, "available_memory", lambda: (1200 << 20, "the container's limit"))
+    found = check_start(write(wide, sizes=sizes, queue=8), models, "source", lenient=True)
+    assert list(found.models) == ["default"]
+    assert "large" in found.unusable
+    assert found.settings.cache_mib == 128
 
 
 def test_pinned_ones_go_before_the_chosen_one_where_they_do_not_fit_together(

@@ -51,7 +51,7 @@ class Checked:
     those in memory together. ``settings``: with what was worked out in them; ``limit``: a few words
     on the memory that there is; ``kinds``: of all whose file could be read. ``watched``: the folder
     of the models, where the service can do without those that are to be in memory from the start,
-    and waits for them; else none.
+    and waits for them; else none. ``asked``: the settings before anything was worked out.
     """
 
     settings: Settings
@@ -61,6 +61,7 @@ class Checked:
     limit: str = ""
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     watched: Path | None = None
+    asked: Settings | None = None
 
     @property
     def at_start(self) -> list[CheckedModel]:
@@ -108,35 +109,33 @@ def check_start(
     available, source = available_memory()
     limit = f"{source} is {in_mib(available - MIB + 1)} MiB"
     room = available - gateway_need(settings)
-    sizing = Sizing(settings, {name: each.candidate for name, each in found.items()}, available)
-    models = {name: _checked(name, each, sizing) for name, each in found.items()}
     kinds = {name: each.kind for name, each in found.items()}
     watched = models_dir if lenient else None
-    checked = Checked(sizing.settings, models, unusable, room, limit, kinds, watched)
-    if settings.variant in models:
+    while True:
+        candidates = {name: each.candidate for name, each in found.items()}
+        sizing = Sizing(settings, candidates, available)
+        models = {name: _checked(name, each, sizing) for name, each in found.items()}
+        checked = Checked(sizing.settings, models, unusable, room, limit, kinds, watched, settings)
+        name = settings.variant
         try:
-            _check_variant(checked, sizing)
+            if name in models:
+                _check_variant(checked, sizing)
+            if room >= 0 and checked.at_start:
+                # The last one that is pinned; the chosen one comes first.
+                name = checked.at_start[-1].settings.name
+                _check_together(checked, sizing)
+            break
         except StartRefused as error:
             if not lenient:
                 raise
-            del models[settings.variant]
-            unusable[settings.variant] = str(error)
+            # What suits the others is worked out without it.
+            unusable[name] = str(error)
+            del found[name]
     if room < 0:
         raise StartRefused(
             f"the gateway needs {in_mib(gateway_need(settings))} MiB, but {limit}. Raise the "
             "limit, or have fewer workers, or with upstreams a shorter queue or less in parallel"
         )
-    while True:
-        try:
-            _check_together(checked, sizing)
-            break
-        except StartRefused as error:
-            if not lenient:
-                raise
-            # The last one that is pinned; the chosen one comes first, and fits alone.
-            name = checked.at_start[-1].settings.name
-            del models[name]
-            unusable[name] = str(error)
     for name in [name for name, each in models.items() if each not in checked.at_start]:
         pinned = sizing.pinned_beside(name)
         if models[name].need.own + pinned > room:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from nas_assistant.checks import Checked, CheckedModel, StartRefused, check_start
@@ -134,7 +135,7 @@ class Engines:
         return [*self._room_for, *self._desk.wanted()]
 
     def _publish(self) -> None:
-        usable = [found.model for name, found in self.models.items() if name not in self._lost]
+        usable = [found.model for name, found in self.models.items() if name not in self.unusable]
         variant = self._settings.variant
         self._control.loading = variant in self._loading
         self._control.publish("engines", usable, self.unusable, self.unusable.get(variant, ""))
@@ -196,8 +197,7 @@ class Engines:
         while name not in self._models:
             looked_like = _identity(path)
             try:
-                found = await asyncio.to_thread(self._check_again, folder)
-                reason = found.unusable.get(name, "")
+                found, reason = await asyncio.to_thread(self._check_again, name, folder)
             except (StartRefused, OSError) as error:
                 reason = str(error)
             if not reason:
@@ -209,12 +209,32 @@ class Engines:
                 self._publish()
             await _until_other(path, _CHECK_AGAIN, looked_like)
 
-    def _check_again(self, folder: Path) -> Checked:
-        return check_start(self._settings, folder, self._build, lenient=True)
+    def _check_again(self, name: str, folder: Path) -> tuple[Checked, str]:
+        """Look at all files; return what was found, and why ``name`` cannot be used."""
+        # What was worked out for models that are not there was so of another file, or of none.
+        asked = self._checked.asked or self._settings
+        known = {
+            each: (self._settings if each in self._models else asked).models[each]
+            for each in asked.models
+        }
+        settings = replace(self._settings, models=known)
+        found = check_start(settings, folder, self._build, lenient=True)
+        reason = found.unusable.get(name, "")
+        if reason and name in check_start(asked, folder, self._build, lenient=True).models:
+            reason = (
+                f"model {name!r} has no room beside what was worked out without it. Start the "
+                "service again, as by `docker restart`, which works that out anew"
+            )
+        return found, reason
 
     def _take(self, name: str, found: Checked) -> None:
         """Have a model that could not be used before."""
         self._pool.room = found.room
+        # Beside one that is pinned others may have no room any more.
+        for other in [each for each in self._models if each not in self._settings.at_start]:
+            self._unusable.pop(other, None)
+            if other in found.unusable:
+                self._unusable[other] = found.unusable[other]
         self._models[name] = found.models[name]
         self._demands[name] = _demand(found.models[name])
         self._control.kinds[name] = found.models[name].model.kind
