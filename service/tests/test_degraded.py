@@ -230,7 +230,7 @@ def test_one_that_comes_and_has_no_room_beside_what_was_worked_out(
     """Without it, as much cache was given as there may be; a start with it would give less."""
     settings = write(context="auto", sizes="", queue=8)
     (models / FILE).write_bytes(WHOLE)
-    limits = (limit << 20 for limit in range(100, 900, 4))
+    limits = (limit << 20 for limit in range(200, 900, 4))
     tight = next(limit for limit in limits if fits(settings, models, limit, monkeypatch))
     (models / FILE).unlink()
 
@@ -239,7 +239,7 @@ def test_one_that_comes_and_has_no_room_beside_what_was_worked_out(
         service.put(WHOLE)
         await service.until_degraded("Start the service again")
 
-    assert tight > 100 << 20
+    assert tight > 200 << 20
     run(settings, check)
 
 

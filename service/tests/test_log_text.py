@@ -278,6 +278,14 @@ def test_no_half_of_a_key(at: int) -> None:
         assert "sk" not in each
 
 
+@pytest.mark.parametrize("shift", range(0, len(SECRET) + 2, 3))
+def test_no_beginning_of_a_key(shift: int) -> None:
+    """Of many, the last of which is cut off, or ends with the answer."""
+    many = "x" * shift + f"{SECRET} " * 300
+    assert SECRET[:4] not in transcript("x", event(content=many))["answer"]
+    assert SECRET[:4] not in transcript("x", event(content=SECRET[:-1]))["answer"]
+
+
 def test_a_task_that_nobody_asked_after(written: io.StringIO) -> None:
     """What asyncio logs has what an exception says, twice."""
 

@@ -59,7 +59,15 @@ class Transcript:
     def _hide(self, text: str) -> str:
         # What no encoding knows, such as half of a surrogate pair, could not be written.
         known = text.encode(errors="replace").decode()
-        return known.replace(self._secret, _HIDDEN) if self._secret else known
+        if not self._secret:
+            return known
+        hidden = known.replace(self._secret, _HIDDEN)
+        # The beginning of one more, at which the text was cut or the answer ended.
+        begun = next(
+            (end for end in range(len(self._secret), 3, -1) if hidden.endswith(self._secret[:end])),
+            0,
+        )
+        return hidden[:-begun] + _HIDDEN if begun else hidden
 
 
 def _question(fields: dict[str, Any]) -> str:
