@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import base64
-import http
 import http.client
 import ssl
 import urllib.error
@@ -43,7 +42,6 @@ def may_delete(location: str, user: str = "", password: str = "", ca: str = "") 
         with urllib.request.urlopen(request, None, _PATIENCE, context=context):  # noqa: S310
             return True
     except urllib.error.HTTPError as error:
-        answers = {http.HTTPStatus.NOT_FOUND: True, http.HTTPStatus.FORBIDDEN: False}
-        return answers.get(http.HTTPStatus(error.code))
+        return {404: True, 403: False}.get(error.code)
     except (OSError, ValueError, http.client.HTTPException):
         return None

@@ -218,9 +218,11 @@ def hold_text(path: str, folder: str, own: str) -> str:
 
 
 def take_over_holds() -> None:
-    """Bring what is held where holds were once to where they are."""
+    """Bring what is held where holds were once to where they are; what cannot be brought is read
+    there.
+    """
     earlier = plan.EARLIER_HOLDS
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         for name in os.listdir(earlier):
             old, new = os.path.join(earlier, name), os.path.join(plan.HOLDS, name)
             if name.startswith(".") or not stat.S_ISREG(os.lstat(old).st_mode):

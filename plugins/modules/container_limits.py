@@ -132,7 +132,10 @@ def _io_odd(wish: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
         scaled = "" if expected == asked else f", which is a weight of {expected}"
         yield f"blkio_weight: asked for was {asked}{scaled}, in force is {weight}"
     elif not found.get("io_weight_heeded", True):
-        yield f"blkio_weight: asked for was {asked}, no disk of this NAS heeds it, as BFQ does"
+        yield (
+            f"blkio_weight: asked for was {asked}, no disk of this NAS heeds it, as one with the "
+            "scheduler bfq does (kernel_io)"
+        )
 
 
 def _same(name: str, asked: Any, found: Any) -> bool:

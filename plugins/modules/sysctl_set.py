@@ -379,7 +379,7 @@ def run(module: AnsibleModule) -> dict[str, object]:
     minimums = set(module.params["minimums"])
     names = {*wanted, *old.before}
     kernel = read(sorted({*names, *(PARTNER[name] for name in names if name in PARTNER)}))
-    refused = {name: why for name, why in kernel.refused.items() if name in names}
+    refused = {name: why for name, why in kernel.refused.items() if name in wanted}
     earlier, later = others(path)
     decided = left(wanted, minimums, later)
     refused.update(decided)

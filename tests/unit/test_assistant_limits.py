@@ -212,6 +212,7 @@ def test_weights_of_shares(shares: int, weights: tuple[int, int]) -> None:
 
 FOUR = "cpu_shares: asked for was 4096, which is a weight of 157 or 303, in force is"
 MUCH = "blkio_weight: asked for was 900"
+UNHEEDED = "no disk of this NAS heeds it, as one with the scheduler bfq does (kernel_io)"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ MUCH = "blkio_weight: asked for was 900"
         (
             {"blkio_weight": 900},
             {"io_weight": 900, "io_weight_file": "io.bfq.weight", "io_weight_heeded": False},
-            [f"{MUCH}, no disk of this NAS heeds it, as BFQ does"],
+            [f"{MUCH}, {UNHEEDED}"],
         ),
         ({"blkio_weight": 900}, {}, [f"{MUCH}, this kernel has none"]),
         ({"ulimits": {"nproc": -1}}, {}, []),

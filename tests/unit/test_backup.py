@@ -661,7 +661,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(
-    ("status", "erasable"), [(403, False), (404, True), (200, True), (401, False), (500, False)]
+    ("status", "erasable"), [(403, False), (404, True), (200, True), (401, False), (520, False)]
 )
 def test_a_server_is_asked_whether_it_deletes(
     monkeypatch: pytest.MonkeyPatch, status: int, erasable: bool

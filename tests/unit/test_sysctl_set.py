@@ -218,6 +218,10 @@ class FakeKernel(dict[str, str]):
         made = Refusal(f"{name} = {value}: the kernel made it {self[name]}")
         return None if self[name] == value else made
 
+    def look(self, names: Sequence[str]) -> Kernel:
+        refused = {name: f"{name}: this kernel has none" for name in names if name not in self}
+        return Kernel({name: self[name] for name in names if name in self}, refused)
+
     def run(
         self, file: Path, values: dict[str, object], check_mode: bool = False, **more: object
     ) -> dict[str, object]:
@@ -226,9 +230,7 @@ class FakeKernel(dict[str, str]):
         module = SimpleNamespace(params=params, check_mode=check_mode)
         with (
             mock.patch.object(sysctl_set, "write", self.write),
-            mock.patch.object(
-                sysctl_set, "read", lambda names: Kernel({n: self[n] for n in names})
-            ),
+            mock.patch.object(sysctl_set, "read", self.look),
             mock.patch.object(sysctl_set, "others", return_value=({}, {})),
         ):
             return dict(sysctl_set.run(module))
@@ -299,6 +301,17 @@ def test_what_is_not_taken_back_is_remembered(tmp_path: Path, left: dict[str, ob
     assert (kernel["vm.swappiness"], kernel[RATIO]) == ("60", "7")
     assert "vm.swappiness" not in (file.read_text() if left else "")
     assert file.exists() == bool(left)
+
+
+def test_one_that_the_kernel_has_no_more_is_nothing_to_put_back(tmp_path: Path) -> None:
+    """Its module is gone, and comes with values of its own."""
+    file = tmp_path / "99-ours.conf"
+    kernel = FakeKernel({"net.module": "1"})
+    kernel.run(file, {"net.module": 2})
+    del kernel["net.module"]
+    assert kernel.run(file, {"net.module": 2})["refused"]
+    done = kernel.run(file, {})
+    assert (done["changed"], done["refused"], file.exists()) == (True, [], False)
 
 
 def test_a_value_that_is_none_is_not_for_the_next_boot(tmp_path: Path) -> None:

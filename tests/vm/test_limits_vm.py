@@ -137,4 +137,4 @@ def test_a_weight_that_is_given_up(lab: Lab, on: On) -> None:
 def test_a_weight_that_nobody_heeds_is_told(lab: Lab, on: On) -> None:
     on("echo none >/sys/block/vda/queue/scheduler")
     told = said(play(lab, "assistant", assistant_resources={"blkio_weight": 500}))
-    assert "no disk of this NAS heeds it, as BFQ does" in told
+    assert "no disk of this NAS heeds it, as one with the scheduler bfq does" in told
