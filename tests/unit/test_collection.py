@@ -95,3 +95,12 @@ def test_pins_of_collections_agree() -> None:
     versions = {name: found["version"] for path in listed.values() for name, found in path.items()}
     for entry in named:
         assert entry["version"] == versions[entry["name"]]
+
+
+def test_playbooks_gather_the_same_facts() -> None:
+    """Facts that are there are not gathered again, so the first of several decides for all."""
+    plays = [
+        play for path in ROOT.glob("playbooks/*.yml") for play in yaml.safe_load(path.read_text())
+    ]
+    subsets = {tuple(play["gather_subset"]) for play in plays if "gather_subset" in play}
+    assert subsets == {("min", "hardware", "network")}
