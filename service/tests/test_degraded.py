@@ -118,6 +118,13 @@ def models(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def room_for_one(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the chosen model and ``large``, which is there."""
+    (models / "large.gguf").write_bytes(OTHER)
+    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins, and no waiting for what takes long."""
@@ -359,13 +366,9 @@ def test_neither_can(
     assert (events.count("degraded"), events.count("degraded_no_more")) == (2, 0)
 
 
-def test_others_make_room(
-    write: Callable[..., Settings], models: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("room_for_one")
+def test_others_make_room(write: Callable[..., Settings], run: Run) -> None:
     """For one that is to be there from the start, as they would for one that is asked for."""
-    (models / "large.gguf").write_bytes(OTHER)
-    # Enough for one of the two.
-    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
 
     async def check(service: Running) -> None:
         await until(lambda: MODEL_IS_GONE in service.client.state.degraded)
@@ -379,13 +382,12 @@ def test_others_make_room(
     run(write(LARGE, queue=8), check)
 
 
+@pytest.mark.usefixtures("room_for_one")
 def test_room_is_kept_for_one_that_is_being_read(
     write: Callable[..., Settings], models: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until another one is asked for, as if it were there."""
     (models / FILE).write_bytes(WHOLE)
-    (models / "large.gguf").write_bytes(OTHER)
-    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
     may_end = threading.Event()
 
     def verify(model: CheckedModel) -> None:
@@ -422,13 +424,11 @@ def test_one_that_is_pinned_comes_later_too(
     run(write(f"{LARGE}pinned = yes\n"), check)
 
 
+@pytest.mark.usefixtures("room_for_one")
 def test_who_waits_for_one_that_has_no_room_any_more_is_told(
-    write: Callable[..., Settings], models: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    write: Callable[..., Settings], run: Run
 ) -> None:
     """Beside one that is pinned, and came later."""
-    (models / "large.gguf").write_bytes(OTHER)
-    # Enough for one of the two.
-    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
 
     async def check(service: Running) -> None:
         await until(lambda: MODEL_IS_GONE in service.client.state.degraded)
@@ -447,8 +447,7 @@ def test_one_that_is_pinned_and_too_large_takes_no_room(
 ) -> None:
     """What suits the others is worked out without it."""
     (models / FILE).write_bytes(WHOLE)
-    large = gguf_file(template="{{ x }}", context=8192)
-    (models / "large.gguf").write_bytes(large)
+    (models / "large.gguf").write_bytes(OTHER)
     wide = LARGE.replace("context = 2048", "context = 8192\nkv_cache = f16\npinned = yes")
     sizes = "\n[engine]\nslots = 64\n"
     monkeypatch.setattr(checks, "available_memory", lambda: (1200 << 20, "the container's limit"))
@@ -458,12 +457,11 @@ def test_one_that_is_pinned_and_too_large_takes_no_room(
     assert found.settings.cache_mib == 128
 
 
+@pytest.mark.usefixtures("room_for_one")
 def test_pinned_ones_go_before_the_chosen_one_where_they_do_not_fit_together(
-    write: Callable[..., Settings], models: Path, monkeypatch: pytest.MonkeyPatch
+    write: Callable[..., Settings], models: Path
 ) -> None:
     (models / FILE).write_bytes(WHOLE)
-    (models / "large.gguf").write_bytes(OTHER)
-    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
     settings = write(f"{LARGE}pinned = yes\n", queue=8)
     checked = check_start(settings, models, "source", lenient=True)
     assert list(checked.models) == ["default"]

@@ -37,6 +37,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import (
     _restic as restic,
     _restore as restore,
 )
+from expressions import ROLES, load, templar
 
 ROOT = Path(__file__).parents[2]
 DAY = 86400
@@ -271,24 +272,12 @@ def test_what_no_copy_has(
 def said(**variables: Any) -> list[str]:
     """What a run of the role says before it changes anything, by an inventory."""
 
-    def trusted(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: trusted(each) for key, each in value.items()}
-        if isinstance(value, list):
-            return [trusted(each) for each in value]
-        return trust_as_template(value) if isinstance(value, str) else value
-
-    role = ROOT / "roles/backup"
-    internal = trusted(yaml.safe_load((role / "vars/main.yml").read_text()))
-    given = {"backup_state": "present", "inventory_hostname": "nas1", **internal, **variables}
-    templar = Templar(loader=DataLoader(), variables=given)
-    for plugins in (backup.FilterModule(), storage.FilterModule()):
-        for name, function in plugins.filters().items():
-            templar._engine.environment.filters[f"nas.assistant.{name}"] = function
+    filters = (backup.FilterModule(), storage.FilterModule())
+    role = templar("backup", filters, **variables)
     return [
-        " ".join(templar.template(task["ansible.builtin.debug"]["msg"]).split())
-        for task in trusted(yaml.safe_load((role / "tasks/assert.yml").read_text()))
-        if "ansible.builtin.debug" in task and templar.evaluate_conditional(task["when"])
+        " ".join(role.template(task["ansible.builtin.debug"]["msg"]).split())
+        for task in load(ROLES / "backup/tasks/assert.yml")
+        if "ansible.builtin.debug" in task and role.evaluate_conditional(task["when"])
     ]
 
 

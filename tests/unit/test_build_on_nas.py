@@ -182,7 +182,7 @@ FAILURES = [
     ("failed to do request: Head https://registry-1.docker.io/v2/: dial tcp: i/o timeout", "reach"),
     ("pull access denied for nas-lab-debian, repository does not exist", "or have it"),
     ("WARNING: fetching https://dl-cdn.alpinelinux.org/alpine: temporary error", "reach"),
-    ("E: Failed to fetch http://deb.debian.org/: Could not connect to deb.debian.org", "reach"),
+    ("E: Failed to fetch http://mirror.example.com/: Could not connect to it", "reach"),
     ("ERROR: No matching distribution found for starlette", "reach"),
 ]
 
