@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""How late answers are while the NAS is busy, with and without the container's CPU set, weight and
-rank at the disk.
+"""How late answers are while the NAS is busy, with and without the container's CPU set, weight, rank
+at the disk and limit of CPU time.
 
     python tests/bench/bench_neighbour.py RESULT.json
 
@@ -11,7 +11,8 @@ has CPUs, and is asked short questions all the while, one after the other. What 
 have is changed by the role (``assistant_resources``), so that the engine's threads follow it, and
 the settings take turns, so that another load on the machine hits all of them. Trust the ratios. The
 lab's control groups are version 1, and its memory is the whole machine's: how memory that runs out
-is survived, tests/vm/test_vm.py and bench_pressure.py show.
+is survived, tests/vm/test_limits_vm.py and bench_pressure.py show. The model is in memory by then;
+what a rank brings to who reads it from the disk, bench_queue.py measures for each scheduler.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "as the role has it": {},
     "four times the weight": {**PLAIN, "cpu_shares": 4096},
     "a quarter of the weight": {**PLAIN, "cpu_shares": 256},
+    "a limit of one CPU fewer": {**PLAIN, "cpus": CPUS - 1},
     "one CPU fewer": {**PLAIN, "cpuset_cpus": FEWER},
     "one CPU fewer, four times": {**PLAIN, "cpuset_cpus": FEWER, "cpu_shares": 4096},
 }
