@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""How late answers are while the NAS is busy, with and without the container's CPU set, weight, rank
-at the disk and limit of CPU time.
+"""How late answers are while the NAS is busy, with and without the container's CPU set, weight,
+rank at the disk and limit of CPU time.
 
     python tests/bench/bench_neighbour.py RESULT.json
 

@@ -162,6 +162,14 @@ async def first_token_ms(target: Target, prompt: str) -> float:
         return (await client.complete(prompt, 1)).first_token * 1000
 
 
+async def request_ms(target: Target, prompt: str) -> float:
+    """Milliseconds of one request for one token on an idle service, connection and all."""
+    started = time.perf_counter()
+    async with Client(target) as client:
+        await client.complete(prompt, 1)
+    return (time.perf_counter() - started) * 1000
+
+
 def long_prompt(head: str) -> str:
     """About 500 tokens; a new ``head`` makes all of them new to the prompt cache."""
     return f"Report {head}. " + "The quick brown fox jumps over the lazy dog near the river. " * 36
