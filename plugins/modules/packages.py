@@ -14,7 +14,7 @@ description:
   - M(ansible.builtin.apt) with the settings that the roles of this collection share. Nothing is
     installed beside what is named and what that needs, package lists are as new as a day, and
     updates that the system makes by itself meanwhile are waited for. Where all is installed
-    already, C(dpkg) says so, which is faster.
+    already, C(dpkg) says so, which is faster, and is asked once in a run.
   - In check mode on a system that has no package lists yet, M(ansible.builtin.apt) fails; this one
     says that the packages would be installed.
 author:
