@@ -47,7 +47,7 @@ def test_killed_main_process_comes_back(
 ) -> None:
     before = inode(host, MODEL)
     pid = host.check_output("docker inspect nas-assistant --format '{{.State.Pid}}'")
-    # Until it is gone with its children: they may still say that they are ready, and then not answer.
+    # Until it is gone with its children: they may say that they are ready, and then not answer.
     host.check_output(f"kill -9 {pid} && timeout 60 tail --pid={pid} -f /dev/null")
     wait_ready()
     assert ask(client).status_code == 200
