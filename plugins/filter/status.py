@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ LIMITS = {
     "packages": 14,
 }
 DAY, HOUR, MINUTE = 86400, 3600, 60
+#: What the line of a NAS has, in the table of a fleet.
+SUMMARY = ("models", "free", "snapshot", "copy", "certificate", "packages", "upgraded", "versions")
 #: What renews a certificate, by its file. The others come with a run.
 RUN = "run nas.assistant.proxy --tags proxy_certificate"
 RENEW = {
@@ -40,7 +43,10 @@ RENEW = {
 
 
 def status_findings(
-    status: Mapping[str, Any], limits: Mapping[str, Any] | None = None, handed: str = ""
+    status: Mapping[str, Any],
+    limits: Mapping[str, Any] | None = None,
+    handed: str = "",
+    assistant: bool = True,
 ) -> list[Finding]:
     """Return what there is to say of a NAS, the worst first: ``bad``, ``warning``, ``note``,
     ``good``.
@@ -48,12 +54,13 @@ def status_findings(
     :param status: the answer of ``nas.assistant.status_info``.
     :param limits: those that differ from ``LIMITS``.
     :param handed: fingerprint of the NAS's certificate that its owner has, if any.
+    :param assistant: whether the NAS is to have one.
     :raises AnsibleFilterError: a limit is unknown, or is no number.
     """
     allowed = checked("status_limits", limits or {}, LIMITS)
     now = int(status["now"])
     judges: dict[str, Callable[[Any], Iterator[Finding]]] = {
-        "assistant": lambda part: _assistant(part, now),
+        "assistant": lambda part: _assistant(part, now) if assistant else _unwanted(),
         "front": _front,
         "certificates": lambda part: _certificates(part, now, allowed["certificate"], handed),
         "rooms": lambda part: _rooms(part, allowed),
@@ -82,21 +89,48 @@ def status_verdict(findings: Sequence[Finding]) -> str:
 
 def status_summary(status: Mapping[str, Any]) -> dict[str, str]:
     """Return what the line of a NAS says in the table of a fleet: ``models``, ``free`` (of the
-    fullest filesystem), ``copy`` (age of the oldest), ``packages`` to upgrade, ``upgraded`` (when
-    some were), ``versions``.
+    fullest filesystem), ``snapshot`` and ``copy`` (age of the newest of the volume and of the copy
+    that are most behind), ``certificate`` (when the first one ends), ``packages`` to upgrade,
+    ``upgraded`` (when some were), ``versions``.
     """
     versions = {**status["versions"], "assistant": status["assistant"].get("version", "")}
     upgraded = int(status["packages"].get("upgraded", 0))
     now, copies = int(status["now"]), [int(each["success"]) for each in status["copies"]]
+    taken = [int(each["newest"]) for each in status["snapshots"]]
+    ends = [int(each["expires"]) for each in status["certificates"]]
     free = [100 * room["free"] / max(1, room["size"]) for room in status["rooms"]]
     return {
         "models": ", ".join(status["assistant"].get("models", [])),
         "free": f"{min(free):.0f} %" if free else "",
+        "snapshot": ("none yet" if not min(taken) else _age(now, min(taken))) if taken else "",
         "copy": ("none yet" if not min(copies) else _age(now, min(copies))) if copies else "",
+        "certificate": ("unreadable" if not min(ends) else _end(now, min(ends))) if ends else "",
         "packages": str(len(status["packages"].get("pending", []))),
         "upgraded": _age(now, upgraded) if upgraded else "",
         "versions": ", ".join(f"{name} {each}" for name, each in versions.items() if each),
     }
+
+
+def status_before(text: str) -> dict[str, Any]:
+    """Return a report that was written before; empty where it cannot be read, or is one of another
+    version that the page cannot show.
+
+    :param text: the JSON, or nothing where the file cannot be read.
+    """
+    try:
+        report = json.loads(text)
+        # All that the page shows, beside what the console does.
+        status_lines(report)
+        found = report["found"]
+        shown = [int(found["now"]), found["kernel"]]
+        shown += [found["assistant"][key] for key in ("version", "image")]
+        shown += [each[key] for each in report["findings"] for key in finding("", "", "")]
+        known = report["verdict"] in VERDICTS.values()
+        # What there was no word on yet is not said.
+        report["summary"] = dict.fromkeys(SUMMARY, "") | report["summary"]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return dict(report) if shown and known else {}
 
 
 def status_lines(report: Mapping[str, Any]) -> list[str]:
@@ -143,6 +177,10 @@ def _assistant(found: Mapping[str, Any], now: int) -> Iterator[Finding]:
     if found["unproved"]:
         reason, remedy = "what ran before is still kept", "run nas.assistant.rollout to its end"
         yield finding("rollout", WARNING, "one did not end", "", reason, remedy)
+
+
+def _unwanted() -> Iterator[Finding]:
+    yield finding("assistant", GOOD, "none is wanted (assistant_state)")
 
 
 def _front(found: Mapping[str, Any]) -> Iterator[Finding]:
@@ -337,6 +375,10 @@ def _age(now: int, then: int) -> str:
     return f"in {_span(then - now)}" if then > now else f"{_span(now - then)} ago"
 
 
+def _end(now: int, then: int) -> str:
+    return f"expired {_age(now, then)}" if then <= now else f"{(then - now) // DAY} days left"
+
+
 def _span(seconds: int) -> str:
     for size, unit in ((DAY, "d"), (HOUR, "h"), (MINUTE, "min")):
         if seconds >= 2 * size or (seconds >= size and seconds % size == 0):
@@ -350,6 +392,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
         return {
+            "status_before": status_before,
             "status_findings": status_findings,
             "status_lines": status_lines,
             "status_summary": status_summary,

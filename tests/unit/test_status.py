@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter import status
+from expressions import ROLES, templar, trusted
 
 NOW = 1_800_000_000
 DAY, GIB = 86400, 1 << 30
@@ -81,7 +84,9 @@ def test_a_nas_that_is_well() -> None:
     assert status.status_summary(nas()) == {
         "models": "default, large",
         "free": "40 %",
+        "snapshot": "30 min ago",
         "copy": "1 d ago",
+        "certificate": "100 days left",
         "packages": "1",
         "upgraded": "9 d ago",
         "versions": "Debian 12.9, Docker 20.10.24, assistant 0.1.0",
@@ -301,7 +306,111 @@ def test_nothing_set_up_is_nothing_said() -> None:
     bare = nas(certificates=[], rooms=[], drives=[], pools=[], snapshots=[], copies=[], front={})
     said = [each["check"] for each in status.status_findings(bare)]
     assert said == ["assistant", "packages"]
-    assert status.status_summary(bare)["free"] == status.status_summary(bare)["copy"] == ""
+    told = status.status_summary(bare)
+    assert {told[each] for each in ("free", "snapshot", "copy", "certificate")} == {""}
+
+
+def test_the_line_of_a_nas_says_what_is_most_behind() -> None:
+    volumes = [{"volume": each, "every": 3600, "count": 1, "newest": NOW - age}
+               for each, age in (("a", 60), ("b", 3 * DAY), ("c", 7200))]  # fmt: skip
+    ends = [certificate("server.crt", 90), certificate("member.crt", 12)]
+    told = status.status_summary(nas(snapshots=volumes, certificates=ends))
+    assert (told["snapshot"], told["certificate"]) == ("3 d ago", "12 days left")
+    ends = [certificate("server.crt", 90), certificate("member.crt", -2)]
+    volumes[0]["newest"] = 0
+    told = status.status_summary(nas(snapshots=volumes, certificates=ends))
+    assert (told["snapshot"], told["certificate"]) == ("none yet", "expired 2 d ago")
+    ends[0]["expires"] = 0
+    assert status.status_summary(nas(certificates=ends))["certificate"] == "unreadable"
+
+
+def test_a_nas_that_is_to_have_no_assistant() -> None:
+    away = ASSISTANT | {"state": "missing", "ready": False, "models": [], "version": ""}
+    found = status.status_findings(nas(assistant=away), assistant=False)
+    assert status.status_verdict(found) == "well"
+    assert {each["check"]: each["value"] for each in found}["assistant"].startswith(
+        "none is wanted"
+    )
+    for state, wanted in (("present", "needs help"), ("absent", "well")):
+        role = templar("status", [status.FilterModule()], assistant_state=state,
+                       __status_found=nas(assistant=away), __status_handed_print="")  # fmt: skip
+        said = role.template(trusted("{{ __status_findings | nas.assistant.status_verdict }}"))
+        assert said == wanted
+
+
+def report(host: str) -> dict[str, Any]:
+    """As it is written for a host."""
+    found, findings = nas(), status.status_findings(nas())
+    return {
+        "host": host,
+        "verdict": status.status_verdict(findings),
+        "findings": findings,
+        "summary": status.status_summary(found),
+        "found": found,
+    }
+
+
+def page(folder: Path, asked: dict[str, dict[str, Any]], others: list[str]) -> str:
+    """The page of a run that asked some of a fleet."""
+
+    def lookup(kind: str, path: str, errors: str = "strict") -> str | None:
+        if path.endswith("report.css"):
+            return ""
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except ValueError:
+            assert (kind, errors) == ("ansible.builtin.file", "ignore")
+            return None
+
+    role = templar(
+        "status",
+        [status.FilterModule()],
+        ansible_managed="",
+        ansible_play_hosts_all=list(asked),
+        groups={"nas": [*asked, *others]},
+        hostvars=asked,
+        status_report_dir=str(folder),
+    )
+    role._engine.environment.globals["lookup"] = lookup
+    text = role.template(trusted((ROLES / "status/templates/index.html.j2").read_text()))
+    return " ".join(str(text).split())
+
+
+def test_a_look_at_a_part_of_a_fleet_keeps_what_was_found_of_the_others(tmp_path: Path) -> None:
+    older = report("older")
+    older["summary"] = {"models": "default"}
+    texts = {"whole": json.dumps(report("whole")), "older": json.dumps(older)}
+    texts |= {"cut": texts["whole"][:-99], "empty": "", "list": "[]", "text": '"x"'}
+    texts["other"] = json.dumps({**report("other"), "verdict": "fit"})
+    texts["words"] = json.dumps({**report("words"), "findings": ["good"]})
+    texts["none"] = json.dumps({**report("none"), "found": {}})
+    for name, text in texts.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "closed.json").write_bytes(b"\xff")
+    asked: dict[str, dict[str, Any]] = {"nas1": {"__status_report": report("nas1")}, "away": {}}
+    said = page(tmp_path, asked, [*texts, "closed", "never"])
+    assert "3 of 12 well, on " in said
+    assert "what was found then" in said
+    assert '<a href="#nas1">nas1</a></td> <td class="good">well</td>' in said
+    then = "<small>2027-01-15 08:00 UTC</small>"
+    for each in ("whole", "older"):
+        assert f'<a href="#{each}">{each}</a></td> <td class="good">well{then}</td>' in said
+        assert f'<h2 id="{each}">' in said
+    assert '<td>away</td><td class="bad">no answer</td>' in said
+    for each in [each for each in texts if each not in ("whole", "older")] + ["closed"]:
+        assert f'<td>{each}</td><td class="warning">its report cannot be read' in said
+    assert "never" not in said
+    # A cell for each column.
+    for row in said.split("<table>")[1].split("</table>")[0].split("<tr>")[1:]:
+        assert row.count("</th>") + row.count("</td>") == 11
+
+
+def test_a_page_that_nobody_has_answered(tmp_path: Path) -> None:
+    """As it is begun, and stays where no NAS does."""
+    said = page(tmp_path, {"nas1": {}}, [])
+    assert "0 of 1 well" in said
+    assert '<td>nas1</td><td class="bad">no answer</td>' in said
+    assert "found then" not in said
 
 
 def test_a_limit_that_cannot_be() -> None:

@@ -100,8 +100,16 @@ def test_what_is_wrong_is_said_and_may_fail_the_run(
     assert f"{UNIT}.service failed" in said
     assert f"{nas_name} needs help; what and why is said above" in said
     page = (tmp_path / "told/index.html").read_text()
-    assert '<tr><td>away</td><td class="bad">did not answer</td>' in page
+    assert '<tr><td>away</td><td class="bad">no answer</td>' in page
     assert "0 of 2 well" in page
     wait_ready()
     again = playbook_in(tmp_path / "hosts.yml", {}, "status", "-e", wish)
     assert again.returncode == 0, again.stdout
+    # Where nobody answers, that is said too; of who was not asked, what was found before stays.
+    nobody = playbook_in(tmp_path / "hosts.yml", {}, "status", "-e", wish, limit="away")
+    assert nobody.returncode != 0
+    page = (tmp_path / "told/index.html").read_text()
+    assert '<tr><td>away</td><td class="bad">no answer</td>' in page
+    assert f'<a href="#{nas_name}">' in page
+    assert "what was found then" in page
+    assert report(tmp_path / "told", nas_name)["found"]["assistant"]["ready"]
