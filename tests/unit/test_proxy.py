@@ -4,17 +4,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter.proxy import (
+    FilterModule,
     proxy_alt_names,
     proxy_members,
     proxy_networks,
     proxy_virtual_address,
 )
+from expressions import ROLES, load, templar, trusted
 
+SITE = "proxy/templates/etc/nginx/conf.d/nas-assistant.conf.j2"
 POOL = ["one", "two", "three"]
 
 
@@ -121,3 +126,106 @@ def test_an_address_that_moves() -> None:
 def test_an_address_that_cannot_move(address: str, said: str) -> None:
     with pytest.raises(AnsibleFilterError, match=said):
         proxy_virtual_address(address, proxy_members(PAIR, hosts(), "one"), "192.0.2.1")
+
+
+def site(**given: Any) -> str:
+    """The site as Nginx reads it, of a NAS that is one of a pool of three."""
+    facts = {"hostname": "nas1", "distribution_major_version": "12", "cmdline": {"ro": True}}
+    role = templar(
+        "proxy",
+        [FilterModule()],
+        **{
+            "ansible_managed": "",
+            "ansible_facts": facts,
+            "inventory_dir": "/inventory",
+            "inventory_hostname": "one",
+            "console_state": "present",
+            "proxy_pool": POOL,
+            "hostvars": {name: {"ansible_host": each["address"], "proxy_member": each["member"]}
+                         for name, each in hosts().items()},
+            **given,
+        },
+    )  # fmt: skip
+    return str(role.template(trusted((ROLES / SITE).read_text(encoding="utf-8"))))
+
+
+def blocks(text: str) -> list[tuple[str, list[str]]]:
+    """Servers and locations, each with what it says itself."""
+    # Braces in a text, and comments, are none of Nginx's.
+    text = re.sub(r"'[^']*'|\"[^\"]*\"", '""', re.sub(r"^ *#.*$|  #.*$", "", text, flags=re.M))
+    found: list[tuple[str, list[str]]] = []
+    outer: list[tuple[str, list[str]]] = []
+    for said, end in re.findall(r"([^;{}]*)([;{}])", text):
+        if end == "{":
+            outer.append((" ".join(said.split()), []))
+        elif end == "}":
+            found.append(outer.pop())
+        elif outer:
+            outer[-1][1].append(" ".join(said.split()))
+    assert not outer
+    return found
+
+
+@pytest.mark.parametrize("hsts", [0, 300])
+def test_no_answer_of_nginx_is_without_its_headers(hsts: int) -> None:
+    """What adds a header of its own loses those of its server."""
+    parts = blocks(site(proxy_hsts=hsts))
+    servers = {said[0]: said for what, said in parts if what == "server"}
+    nosniff = "add_header X-Content-Type-Options nosniff always"
+    strict = 'add_header Strict-Transport-Security "" always'
+    assert (nosniff in servers["listen 443 ssl http2"]) is True
+    assert (strict in servers["listen 443 ssl http2"]) is bool(hsts)
+    assert nosniff in servers["listen 80"]
+    # By HTTP it means nothing, and is not to be said (RFC 6797, 7.2).
+    assert strict not in servers["listen 80"]
+    own = [(what, said) for what, said in parts
+           if what.startswith("location") and "add_header" in str(said)]  # fmt: skip
+    # The page about trust, twice; away; too many; and what members say to each other.
+    assert len(own) == 5
+    for what, said in own:
+        if what != "location /v1/":
+            assert nosniff in said, what
+    assert sum(strict in said for _, said in own) == (3 if hsts else 0)
+
+
+def test_addresses_that_the_kernel_knows_nothing_of() -> None:
+    facts = {"hostname": "nas1", "distribution_major_version": "12"}
+    assert site().count("listen [::]:") == 3
+    assert site(ansible_facts=facts).count("listen [::]:") == 3
+    off = site(ansible_facts={**facts, "cmdline": {"ipv6.disable": "1"}})
+    assert off.count("listen [::]:") == 0
+    assert off.count("listen ") == 3
+
+
+def test_a_member_that_is_down_asks_its_own_assistant_neither() -> None:
+    hostvars = {name: {"ansible_host": each["address"], "proxy_member": each["member"]}
+                for name, each in hosts(one={"down": True}).items()}  # fmt: skip
+    down, up = site(hostvars=hostvars), site()
+    assert "server 127.0.0.1:8443 weight=1 fail_timeout=5s down;" in down
+    # By name too, where the last one that was asked took no connection.
+    for said, whom in ((down, "away"), (up, "own")):
+        assert f"error_page 502 = @nas_assistant_{whom};" in said
+        assert f'"~-$" @nas_assistant_{whom};' in said
+
+
+@pytest.mark.parametrize(
+    ("certificate", "days", "renewed"),
+    [
+        ({}, 1825, 1460),
+        ({"days": 400, "renew_days": 399}, 1825, 1460),
+        ({"days": 2000, "renew_days": 1999}, 2000, 1999),
+    ],
+)
+def test_what_members_know_each_other_by_lasts(
+    certificate: dict[str, int], days: int, renewed: int
+) -> None:
+    role = templar("proxy", [FilterModule()], proxy_certificate=certificate, inventory_dir="/x")
+    assert role.template(trusted("{{ __proxy_member_days }}")) == days
+    assert role.template(trusted("{{ __proxy_member_renew_days }}")) == renewed
+
+
+def test_erase_takes_what_certbot_ran() -> None:
+    variables = load(ROLES / "proxy/vars/main.yml")
+    text = (ROLES.parent / "playbooks/erase.yml").read_text(encoding="utf-8")
+    (gone,) = [task["loop"] for task in yaml.safe_load(text)[-1]["tasks"] if "loop" in task]
+    assert variables["__proxy_acme_hook"] in gone
