@@ -6,6 +6,7 @@ of its own.
 
 from __future__ import annotations
 
+import json
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
+from conftest import INVENTORY, ROOT
 from testinfra.host import Host
 
 Playbook = Callable[..., subprocess.CompletedProcess[str]]
@@ -24,7 +27,9 @@ MINE = ("member.crt", "member.key")
 DRAINED = "/run/nas-assistant-drained"
 # What a client could write, of who it is.
 FORGED = {"X-Forwarded-For": "192.0.2.7", "X-Real-IP": "192.0.2.7", "Forwarded": "for=192.0.2.7"}
+FORGED6 = {"X-Forwarded-For": "::1", "X-Real-IP": "::1", "Forwarded": 'for="[::1]"'}
 AWAY6 = "2001:db8::5"
+AT_HOME = ("/admin", "/metrics", "/trust/", "/console/")
 CA = {"issuer": "ca"}
 HELLO = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
@@ -34,6 +39,8 @@ def pool(playbook: Playbook, nas_name: str) -> Iterator[None]:
     """This NAS as the only member, with an admin page for others than us."""
     wish: dict[str, Any] = {"proxy_pool": [nas_name], "proxy_certificate": CA}
     wish["proxy_admin_from"] = ["192.0.2.0/24"]
+    # The place in the site alone; Cockpit itself is not there.
+    wish["console_state"] = "present"
     for arguments in (("--check",), ()):
         done = playbook("proxy", *arguments, **wish)
         assert done.returncode == 0, done.stdout
@@ -70,7 +77,7 @@ def test_clients_trust_the_ca_and_are_answered_through_the_pool(
         for path in ("/", "/readyz"):
             own = client.get(path)
             assert (own.status_code, own.headers.get("x-nas")) == (200, None)
-        for path in ("/admin", "/admin/status", "/metrics", "/trust/", "/trust/nas.crt"):
+        for path in (*AT_HOME, "/admin/status", "/trust/nas.crt"):
             for more in ({}, FORGED):
                 away = client.get(path, headers=more)
                 assert (away.status_code, away.json()["error"]["code"]) == (403, "not_at_home")
@@ -83,17 +90,23 @@ def test_clients_trust_the_ca_and_are_answered_through_the_pool(
 def test_what_is_for_those_at_home_is_so_over_ipv6(host: Host, address: str) -> None:
     """The NAS itself may see it, by an address that stands for no other machine."""
 
-    def ask(at: str, path: str) -> str:
-        head = f"GET {path} HTTP/1.1\\r\\nHost: {address}\\r\\nConnection: close\\r\\n\\r\\n"
+    def ask(at: str, path: str, headers: dict[str, str]) -> str:
+        lines = [f"GET {path} HTTP/1.1", f"Host: {address}", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = "".join(f"{line}\\r\\n" for line in [*lines, ""])
         client = f"openssl s_client -quiet -connect [{at}]:443"
-        return str(host.run(f"printf '{head}' | {client} 2>/dev/null").stdout).partition("\r")[0]
+        answer = str(host.run(f"printf '{head}' | {client} 2>/dev/null").stdout)
+        return answer.partition("\r")[0].removeprefix("HTTP/1.1 ")
 
     switch = "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0"
     host.check_output(f"{switch} && ip address add {AWAY6}/128 dev lo")
     try:
-        for path in ("/admin", "/trust/"):
-            assert ask("::1", path) == "HTTP/1.1 200 OK"
-            assert ask(AWAY6, path) == "HTTP/1.1 403 Forbidden"
+        for path in AT_HOME:
+            # Who has no key, and a console that does not run.
+            known = {"/metrics": "401", "/console/": "503"}.get(path, "200")
+            assert ask("::1", path, {}).split()[0] == known, path
+            for more in ({}, FORGED, FORGED6):
+                assert ask(AWAY6, path, more) == "403 Forbidden", path
     finally:
         host.check_output(f"ip address del {AWAY6}/128 dev lo")
 
@@ -121,7 +134,7 @@ def test_certificates_alone_are_renewed_by_their_tag(
     """Those of clients and of members; what asks in between goes by the old or the new one."""
     wish: dict[str, Any] = {"proxy_pool": [nas_name], "proxy_admin_from": ["192.0.2.0/24"]}
     # All have less than that left.
-    wish["proxy_certificate"] = {"issuer": "ca", "days": 400, "renew_days": 399}
+    wish["proxy_certificate"] = {"issuer": "ca", "days": 2000, "renew_days": 1999}
     look = "openssl x509 -noout -serial -in"
     serials = f"cd {TLS} && {look} server.crt && {look} member.crt && {look} ca.crt"
     before = host.check_output(serials).splitlines()
@@ -160,6 +173,42 @@ def test_a_drained_member_takes_nothing_new(host: Host, key: str) -> None:
     finally:
         host.check_output(f"rm {DRAINED}")
     assert by_hand(host, "/v1/models", *MINE, key).startswith("HTTP/1.1 200")
+
+
+def test_one_that_is_down_asks_nobody_at_home(
+    playbook_in: Callable[..., subprocess.CompletedProcess[str]],
+    playbook: Playbook,
+    address: str,
+    key: str,
+    credentials: Path,
+    nas_name: str,
+    tmp_path: Path,
+) -> None:
+    """And says so where no other answers, with a site that Nginx takes."""
+    lab = yaml.safe_load((INVENTORY / "lab.yml").read_text(encoding="utf-8"))["nas"]
+    mine = lab["hosts"][nas_name] | {"proxy_member": {"down": True}}
+    # Nobody has this address.
+    lab["hosts"] = {nas_name: mine, "other": {"ansible_host": "192.0.2.9"}}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"nas": lab}), encoding="utf-8")
+    (tmp_path / "group_vars").symlink_to(ROOT / "inventories/lab/group_vars")
+    wish = json.dumps({"proxy_pool": [nas_name, "other"], "proxy_certificate": CA})
+    try:
+        done = playbook_in(tmp_path / "hosts.yml", {}, "proxy", "--extra-vars", wish)
+        assert done.returncode == 0, done.stdout
+        answer = httpx.post(
+            f"https://{address}/v1/chat/completions",
+            json=HELLO,
+            headers={"Authorization": f"Bearer {key}"},
+            verify=ssl.create_default_context(cafile=str(credentials / "ca.crt")),
+            trust_env=False,
+            timeout=60,
+        )
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.json()["error"]["code"] == "service_unavailable"
+    finally:
+        back = playbook("proxy", proxy_pool=[nas_name], proxy_certificate=CA)
+    assert back.returncode == 0, back.stdout
 
 
 def test_what_is_no_pool_is_refused(playbook: Playbook, nas_name: str) -> None:

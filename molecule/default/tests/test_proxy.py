@@ -106,6 +106,16 @@ def test_those_at_home_may_see_the_admin_page(client: httpx.Client) -> None:
     assert client.get("/admins").status_code == 404
 
 
+def test_no_answer_is_taken_for_what_it_is_not(client: httpx.Client, address: str) -> None:
+    """Of the service, of Nginx itself, of a page of both; once, by whomever it is."""
+    for path in ("/", "/v1/models", "/nowhere", "/trust/", "/admin"):
+        assert client.get(path).headers.get_list("x-content-type-options") == ["nosniff"], path
+    plain = httpx.get(f"http://{address}/trust/", trust_env=False)
+    assert plain.headers.get_list("x-content-type-options") == ["nosniff"]
+    # Not unless it is asked for, since it concerns all ports of a name.
+    assert "strict-transport-security" not in client.get("/trust/").headers
+
+
 def test_asks_for_a_key(client: httpx.Client) -> None:
     for header in ("", "Bearer wrong", "Basic b3duZXI6"):
         answer = client.get("/v1/models", headers={"Authorization": header})
@@ -225,6 +235,8 @@ def test_one_address_cannot_ask_without_end(address: str, certificate: Path) -> 
     assert {answer.status_code for answer in refused} == {429}
     assert refused[0].headers["retry-after"] == "1"
     assert refused[0].json()["error"]["code"] == "rate_limit_exceeded"
+    # Where a header of its own is said, those of all answers are too.
+    assert refused[0].headers["x-content-type-options"] == "nosniff"
     assert len(answers) - len(refused) > 200  # those of the burst
     time.sleep(5)  # the next test asks from here too
 
