@@ -8,8 +8,11 @@
 FOLDER has roles of others for hardening, engine and web server, as tests/bench/peers.py says; they
 get a lab NAS of their own, and their runs and ours take turns. CPU is that of the controller's own
 processes, memory what they share and have of their own (Pss), both divided by the hosts. The lab's
-NAS are on the same machine, so the wall time of many grows with them. Targets: at most 0.3 of the
-others' time, and no more CPU for each of ten hosts than for one.
+NAS are on the same machine, so the wall time of many grows with them: by how much is said, and not
+judged. Ours have what is off unless asked for too, as far as the lab can have it: a pool of
+storage, a copy of it on a disk, the console, a name that is announced; not a pool of NAS, nor ports
+of a router. Targets: at most 0.3 of the others' time, and for each of ten hosts no more than 1.1 of
+the CPU and the memory that one alone takes.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ NAME = "benchfleet"
 FLEET = 10
 ROUNDS = 3
 RATIO_TARGET = 0.3
+FLAT_TARGET = 1.1
 # The last NAS pays for what the controller makes once.
 BLANK = {"1 from blank": "nas1", "3 from blank": "nas2:nas3:nas4"}
 ALL = [f"nas{number}" for number in range(1, FLEET + 1)]
@@ -99,8 +103,28 @@ def median(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(statistics.median(row[name] for row in rows), 1) for name in rows[0]}
 
 
+def switch_on(lab: Lab) -> None:
+    """Have the inventory want more of each of our NAS."""
+    folder = lab.inventory / "host_vars"
+    folder.mkdir()
+    for host in lab.hosts[:FLEET]:
+        pool = {"name": "tank", "devices": host["disks"][:1], "format": True}
+        copy = {"name": "usb", "device": {"path": host["disks"][1], "format": True}}
+        wish = {
+            "storage_pools": [
+                pool | {"volumes": [{"name": "documents", "path": "/srv/documents"}]}
+            ],
+            "backup_sources": [{"volume": "tank/documents"}, {"folder": "/etc/nas-assistant"}],
+            "backup_copies": [copy],
+            "console_state": "present",
+            "network_mdns": {"enabled": True},
+        }
+        (folder / f"{host['name']}.yml").write_text(json.dumps(wish), encoding="utf-8")
+
+
 def measure(lab: Lab, folder: Path, others: Path | None) -> dict[str, Any]:
     """From blank, then runs that change nothing."""
+    switch_on(lab)
     site(lab, f"nas{FLEET}")
     rows = {name: median([site(lab, limit)]) for name, limit in BLANK.items()}
     site(lab, ":".join(ALL[4:]))
@@ -134,6 +158,18 @@ def compare(lab: Lab, folder: Path, others: Path) -> dict[str, Any]:
     return {"others, without change": median(theirs), "beside them, ours": median(ours)}
 
 
+def growth(rows: dict[str, Any], what: str) -> dict[str, float]:
+    """What many hosts take, of what one takes: of the time in all, of the rest for each of them."""
+    one, many = (rows[f"{hosts} {what}"] for hosts in (1, FLEET))
+    return {figure: many[figure] / one[figure]
+            for figure in ("seconds", "cpu_per_host", "mib_per_host")}  # fmt: skip
+
+
+def verdict(ratio: float, target: float) -> str:
+    """Whether a target is met."""
+    return "met" if ratio <= target else f"MISSED (<= {target})"
+
+
 def main() -> None:
     """Measure on many lab NAS, print a table, write the result."""
     target = Path(sys.argv[1]).resolve()
@@ -144,12 +180,13 @@ def main() -> None:
     target.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     for name, figures in rows.items():
         print(f"{name:24}" + "  ".join(f"{key} {value:g}" for key, value in figures.items()))
-    one, many = (rows[f"{hosts} without change"]["cpu_per_host"] for hosts in (1, FLEET))
-    print(f"CPU for each of {FLEET}: {many / one:.2f} of that for one alone")
+    for what in ("without change", "in check mode"):
+        for figure, ratio in growth(rows, what).items():
+            grown = f"{FLEET} {what}: {figure} {ratio:.2f} of that of one alone"
+            print(grown if figure == "seconds" else f"{grown}: {verdict(ratio, FLAT_TARGET)}")
     if others:
         ratio = rows["beside them, ours"]["seconds"] / rows["others, without change"]["seconds"]
-        met = "met" if ratio <= RATIO_TARGET else f"MISSED (<= {RATIO_TARGET})"
-        print(f"ours takes {ratio:.2f} of the time: {met}")
+        print(f"ours takes {ratio:.2f} of the time: {verdict(ratio, RATIO_TARGET)}")
 
 
 if __name__ == "__main__":
