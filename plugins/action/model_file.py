@@ -109,6 +109,11 @@ def check(arguments: Variables) -> None:
         )
 
 
+def without_none(arguments: Variables) -> Variables:
+    """Return what was given; a source that is none would count as one beside another."""
+    return {key: value for key, value in arguments.items() if value is not None}
+
+
 def asked(arguments: Variables) -> Variables:
     """Return what has the NAS look at a model, and bring nothing."""
     return {"path": arguments.get("path"), "sha256": str(arguments["sha256"]).lower()}
@@ -137,13 +142,14 @@ class ActionModule(ActionBase):
     def _all(self, arguments: Variables, task_vars: Variables | None) -> Result:
         """Look at several models in one trip, and bring those that are not there."""
         given, more = arguments["models"], {"cache", "timeout", "retries"}
-        if not isinstance(given, list) or set(arguments) - {"models"} - more:
+        listed = isinstance(given, list) and all(isinstance(each, dict) for each in given)
+        if not listed or set(arguments) - {"models"} - more:
             raise AnsibleActionFail(
                 "model_file: give a list of models, each with path, sha256 and one of url, src and "
                 "package; beside it only cache, timeout and retries"
             )
         common = {key: arguments[key] for key in more & set(arguments)}
-        wanted = [{**common, **each} for each in given]
+        wanted = [{**common, **without_none(each)} for each in given]
         for each in wanted:
             check(each)
         if not wanted:

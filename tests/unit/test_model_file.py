@@ -344,8 +344,7 @@ class Controller(sender.ActionModule):  # type: ignore[misc]
 
     def _module(self, arguments: dict[str, Any], task_vars: Any) -> dict[str, Any]:
         self.trips.append(arguments)
-        given = {key: value for key, value in arguments.items() if value is not None}
-        return self._call(main, check=self.check, **given)
+        return self._call(main, check=self.check, **arguments)
 
     def _send(self, file: str, look: dict[str, Any], answer: Any, _: Any) -> dict[str, Any]:
         assert answer["changed"]
@@ -379,6 +378,8 @@ def test_several_take_one_trip(call: Call, here: list[dict[str, Any]], tmp_path:
     first = Controller(call)
     assert first.bring(here, cache=str(tmp_path))["changed"]
     assert (tmp_path / "two.gguf").read_bytes() == MODEL
+    # As the role gives them: what is none is there, and nothing.
+    here = [{"url": None, "package": None, **each} for each in here]
     second = Controller(call)
     answer = second.bring(here)
     assert (answer["changed"], len(second.trips)) == (False, 1)
@@ -392,7 +393,8 @@ def test_one_that_cannot_be_had_keeps_none_back(
 ) -> None:
     source.status = 404
     url = f"http://127.0.0.1:{source.server_port}/model.gguf"
-    lost = [wish(tmp_path, "a.gguf", src="/nowhere.gguf"), wish(tmp_path, "b.gguf", url=url)]
+    lost = [wish(tmp_path, "a.gguf", src="/nowhere.gguf")]
+    lost.append(wish(tmp_path, "b.gguf", url=url, src=None, package=None))
     answer = Controller(call).bring([*lost, *here])
     assert (answer["failed"], answer["changed"]) == (True, True)
     assert "src=/nowhere.gguf: there is no such file" in answer["msg"]
@@ -406,6 +408,7 @@ def test_one_that_cannot_be_had_keeps_none_back(
         ([{"path": "/x", "sha256": DIGEST}], {}, r"exactly one of url, src and package"),
         ([{"path": "/x", "sha256": "1", "url": "https://x"}], {}, r"sha256='1' is not 64"),
         ("all", {}, "give a list of models"),
+        (["/x"], {}, "give a list of models"),
         ([], {"state": "absent"}, "give a list of models"),
     ],
 )
