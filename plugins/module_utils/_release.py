@@ -25,8 +25,17 @@ from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
     run as docker,
 )
 from ansible_collections.nas.assistant.plugins.module_utils._gateway import SocketConnection
+from ansible_collections.nas.assistant.plugins.module_utils._systemd import (
+    carry_out,
+    loaded_at,
+    newer_than,
+    plan,
+    show,
+    systemctl,
+)
 
 SOCKET = "/var/run/docker.sock"
+SYSTEMD = "/etc/systemd/system/"
 PATIENCE = 300  # seconds for one question to a busy engine
 KEPT = "release.json"
 LATER = "-refused"  # what the container is called whose place the kept one takes
@@ -48,7 +57,9 @@ def read(folder: Path) -> Release | None:
     path = folder / KEPT
     try:
         kept = json.loads(path.read_bytes())
-        return {part: kept[part] for part in ("container", "files", "networks", "notes", "since")}
+        parts = ("container", "files", "networks", "notes", "since")
+        # One that an earlier version kept has no units.
+        return {**{part: kept[part] for part in parts}, "units": kept.get("units", [])}
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -58,12 +69,17 @@ def read(folder: Path) -> Release | None:
 
 
 def take(
-    container: str, files: Sequence[str], label: str = "", mounts: Sequence[str] = ()
+    container: str,
+    files: Sequence[str],
+    label: str = "",
+    mounts: Sequence[str] = (),
+    units: Sequence[Mapping[str, Any]] = (),
 ) -> Release:
     """Return what there is now; ``container`` is None in it where there is none by that name.
 
     :param label: what a container that it could be has.
     :param mounts: folders of the NAS that it must have; with others, its data is elsewhere.
+    :param units: of systemd, each with ``name`` and the files that it ``reads``.
     :raises ReleaseError: one has the label and another name, or lacks a folder.
     """
     found = inspect(container)
@@ -88,7 +104,9 @@ def take(
         for name in ((found or {}).get("NetworkSettings", {}).get("Networks") or {})
         if name not in OWN and (inspected := inspect(name, "network"))
     ]
-    return {"container": found, "files": [_file(path) for path in files], "networks": networks}
+    paths = [*files, *(path for unit in units for path in unit["reads"] if path not in files)]
+    kept = [_file(path) for path in dict.fromkeys(paths)]
+    return {"container": found, "files": kept, "networks": networks, "units": list(units)}
 
 
 def write(folder: Path, release: Release) -> None:
@@ -110,15 +128,22 @@ def forget(folder: Path) -> None:
 
 
 def put_back(name: str, release: Release) -> list[str]:
-    """Make files, networks and the container as they were; return what that took, in words.
+    """Make files, units, networks and the container as they were; return what that took, in words.
 
     :raises DockerError: Docker refuses.
     :raises ReleaseError: the image is no more.
+    :raises SystemdError: a unit does not start.
     """
     kept, there = release["container"], inspect(name)
     if kept and (there is None or there["Id"] != kept["Id"]):
         _see_image(name, kept)
-    done = [f"wrote {each['path']}" for each in release["files"] if _put_file_back(each)]
+    new = _new_to_units(release)
+    files = [each for each in release["files"] if each["path"] not in new]
+    done = [f"wrote {each['path']}" for each in files if _put_file_back(each)]
+    if kept is not None:
+        # Before the container, which takes a socket of theirs.
+        units = [unit for unit in release["units"] if not new & set(unit["reads"])]
+        done += _put_units_back(units, any(f"wrote {SYSTEMD}" in step for step in done))
     if kept is None:
         # None ran before: what was refused is not left serving.
         if there and there["State"]["Running"]:
@@ -137,6 +162,32 @@ def put_back(name: str, release: Release) -> list[str]:
     _make(name, kept, there)
     done.append(f"made {name} as it was, of {kept['Config']['Image']}")
     return done
+
+
+def _new_to_units(release: Release) -> set[str]:
+    """The files of units that were not there before. They stay: systemd could not stop a unit that
+    has none any more, and nothing else reads them.
+    """
+    reads = {path for unit in release["units"] for path in unit["reads"]}
+    return {each["path"] for each in release["files"] if "content" not in each} & reads
+
+
+def _put_units_back(units: Sequence[Mapping[str, Any]], stale: bool) -> list[str]:
+    """Have units that run with other files read those that are there; return what that took.
+
+    :param stale: whether systemd itself has to read some again.
+    """
+    found = show([unit["name"] for unit in units])
+    wanted = {}
+    for unit in units:
+        properties = found[unit["name"]]
+        newer = newer_than(list(unit["reads"]), loaded_at(properties, ""))
+        wanted[unit["name"]] = plan(properties, newer, "restart")
+    if stale or any(wanted.values()):
+        systemctl("daemon-reload")
+    for name, verbs in wanted.items():
+        carry_out(name, verbs, "")
+    return [f"{verb} {name}" for name, verbs in wanted.items() for verb in verbs]
 
 
 def _was_touched(there: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:

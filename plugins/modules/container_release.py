@@ -37,6 +37,23 @@ options:
     type: list
     elements: path
     default: []
+  units:
+    description: >-
+      Units of systemd that belong to it, for O(state=kept). The files that they read are kept too,
+      and O(state=restored) starts those again that run with other ones.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the unit.
+        type: str
+        required: true
+      reads:
+        description: Files on the NAS that it reads when it starts, its own among them.
+        type: list
+        elements: path
+        required: true
   notes:
     description: >-
       What is to be remembered with it, for O(state=kept). What is remembered already stays as it
@@ -110,6 +127,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.nas.assistant.plugins.module_utils import _release as release
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import DockerError
+from ansible_collections.nas.assistant.plugins.module_utils._systemd import SystemdError
 
 
 def image(kept: release.Release | None) -> str:
@@ -129,7 +147,9 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if params["state"] == "kept":
         unfinished = kept is not None
         kept = kept or {
-            **release.take(name, params["files"], params["label"], params["mounts"]),
+            **release.take(
+                name, params["files"], params["label"], params["mounts"], params["units"]
+            ),
             "notes": {},
             "since": datetime.now(UTC).isoformat(sep=" ", timespec="minutes"),
         }
@@ -142,7 +162,8 @@ def run(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     if kept is None:
         raise release.ReleaseError(f"nothing is kept in {folder}, so nothing can be restored")
     if check_mode:
-        now = release.take(name, [each["path"] for each in kept["files"]])
+        paths = [each["path"] for each in kept["files"]]
+        now = release.take(name, paths, units=kept["units"])
         return {"changed": kept != {**kept, **now}, "image": image(kept)}
     done = release.put_back(name, kept)
     if done and kept["container"]:
@@ -159,6 +180,15 @@ def main() -> None:
             "files": {"type": "list", "elements": "path", "default": []},
             "label": {"type": "str", "default": ""},
             "mounts": {"type": "list", "elements": "path", "default": []},
+            "units": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "reads": {"type": "list", "elements": "path", "required": True},
+                },
+            },
             "notes": {"type": "dict", "default": {}},
             "folder": {"type": "path", "required": True},
             "state": {
@@ -171,7 +201,7 @@ def main() -> None:
     )
     try:
         module.exit_json(**run(module.params, module.check_mode))
-    except (DockerError, release.ReleaseError, OSError) as error:
+    except (DockerError, SystemdError, release.ReleaseError, OSError) as error:
         module.fail_json(msg=str(error))
 
 
