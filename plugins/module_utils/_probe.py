@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
@@ -22,6 +22,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._gateway import Sock
 KEY = "rollout"  # its name; the secret is known to this process only
 START = "/app/start.sh"
 PATIENCE = 120  # seconds for one answer
+NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 # Different ones, so that none is answered from what the engine kept of the one before.
 QUESTIONS = (
     "Name a colour.",
@@ -36,6 +37,13 @@ ENDED = re.compile(
 )
 # Had no slot since there was no room. A key's limit, or one that is no more, is no fault.
 FULL = re.compile(r'^nas_assistant_refused_total\{reason="full"\} (\S+)$', re.M)
+# Requests that are being answered, or wait for it.
+BUSY = re.compile(r"^nas_assistant_(?:slots_in_use\{.*\}|waiting) (\S+)$", re.M)
+# Of models that write no text: where they are asked, and what.
+VECTORS: Mapping[str, tuple[str, dict[str, object]]] = {
+    "embedding": ("/v1/embeddings", {"input": QUESTIONS[0]}),
+    "rerank": ("/v1/rerank", {"query": QUESTIONS[1], "documents": ["Honey.", "Seven."]}),
+}
 
 
 @dataclass
@@ -56,6 +64,15 @@ class Outcome:
         return bool(self.errors) and all(
             error.startswith("403: ") and "model_not_allowed" in error for error in self.errors
         )
+
+
+@dataclass
+class Models:
+    """What came of one question to each: who answered, who is not offered, and what went wrong."""
+
+    answered: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -88,7 +105,7 @@ def questions(path: str, secret: str, count: int, tokens: int) -> Outcome:
                 # A model without one completes texts.
                 chat = False
                 status, said = ask(path, secret, QUESTIONS[0], tokens, chat)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except NO_ANSWER as error:
             status, said = 0, f"{type(error).__name__}: {error}"
         if status != 200:
             outcome.errors.append(f"{status}: {said}" if status else said)
@@ -97,14 +114,56 @@ def questions(path: str, secret: str, count: int, tokens: int) -> Outcome:
     return outcome
 
 
-def ask(path: str, secret: str, question: str, tokens: int, chat: bool) -> tuple[int, str]:
+def each(path: str, secret: str, names: Sequence[str], tokens: int) -> Models:
+    """Ask each of these models one question of its kind; those that have no room, or whose file is
+    damaged, are not offered and not asked.
+    """
+    found = Models()
+    status, text = get(path, "/v1/models", secret)
+    offered = json.loads(text)["data"] if status == 200 else []
+    kinds = {model["id"]: model.get("kind", "chat") for model in offered}
+    for name in names:
+        if name not in kinds:
+            found.missing.append(name)
+            continue
+        try:
+            status, said = _ask_kind(path, secret, name, kinds[name], tokens)
+        except NO_ANSWER as error:
+            status, said = 0, f"{type(error).__name__}: {error}"
+        if status == 200:
+            found.answered.append(name)
+        else:
+            found.errors.append(f"{name}: {status}: {said}" if status else f"{name}: {said}")
+    return found
+
+
+def _ask_kind(path: str, secret: str, name: str, kind: str, tokens: int) -> tuple[int, str]:
+    if kind not in VECTORS:
+        return ask(path, secret, QUESTIONS[0], tokens, kind != "text", name)
+    where, asked = VECTORS[kind]
+    connection = SocketConnection(path, timeout=PATIENCE)
+    try:
+        body = json.dumps({"model": name, **asked})
+        connection.request("POST", where, body.encode(), headers(secret))
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace").strip()
+    finally:
+        connection.close()
+
+
+def ask(
+    path: str, secret: str, question: str, tokens: int, chat: bool, model: str = ""
+) -> tuple[int, str]:
     """Ask one question; return 200 and the moment of its first token, or the status and why not.
 
+    :param model: the default one unless it is named; a named one may have nothing to say, as some
+        that only complete texts have not.
     :raises OSError: nobody answers.
     :raises ValueError: the answer ended without a token, or with an error.
     """
     asked = {"messages": [{"role": "user", "content": question}]} if chat else {"prompt": question}
-    body = json.dumps({**asked, "max_tokens": tokens, "temperature": 0, "stream": True})
+    wish = {**asked, "max_tokens": tokens, "temperature": 0, "stream": True}
+    body = json.dumps({**wish, "model": model} if model else wish)
     where = "/v1/chat/completions" if chat else "/v1/completions"
     connection = SocketConnection(path, timeout=PATIENCE)
     try:
@@ -122,7 +181,7 @@ def ask(path: str, secret: str, question: str, tokens: int, chat: bool) -> tuple
                 if "error" in piece:
                     raise ValueError(str(piece["error"]))
                 first = first or (time.monotonic() if _text_of(piece) else 0.0)
-        if not whole or not first:
+        if not whole or not (first or model):
             raise ValueError("the answer ended before it was whole")
         return 200, str(first)
     finally:
@@ -150,6 +209,20 @@ def until_known(path: str, secret: str, patience: float = 15) -> None:
         if time.monotonic() > deadline:
             raise DockerError(f"the service does not take a key that it made itself: {status}")
         time.sleep(0.3)
+
+
+def until_idle(path: str, secret: str, patience: float) -> None:
+    """Wait until nothing is being answered, or so many seconds: what others had begun would make
+    the answers that are measured look slow.
+    """
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline and busy(get(path, "/metrics", secret)[1]):
+        time.sleep(0.5)
+
+
+def busy(metrics: str) -> int:
+    """Return how many requests are being answered, or wait for it."""
+    return int(sum(map(float, BUSY.findall(metrics))))
 
 
 def get(path: str, where: str, secret: str) -> tuple[int, str]:

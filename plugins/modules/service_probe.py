@@ -10,8 +10,8 @@ short_description: Asks the assistant real questions and says how it answers
 version_added: 0.1.0
 description:
   - Asks the model that is the default some short questions over the service's own Unix socket, and
-    measures how long the first token takes. Counts how the requests of others ended, since the
-    service began or for a while from then on.
+    measures how long the first token takes. Asks other models one question each, if told to.
+    Counts how the requests of others ended, since the service began or for a while from then on.
   - Needs no key of the owner, since the service makes one for the time that this takes. What it
     asks stays on the NAS, so that the cloud does not answer for a model that cannot; unless the
     default model is in the cloud itself.
@@ -28,6 +28,18 @@ options:
     description: Tokens of each answer at most.
     type: int
     default: 16
+  models:
+    description: >-
+      Models beside the default one, by name, that are asked one question of their kind each. One
+      that the service does not offer, since it has no room for it, is left out.
+    type: list
+    elements: str
+    default: []
+  settle:
+    description: >-
+      Seconds to wait at most until nothing is being answered any more, before anything is asked.
+    type: int
+    default: 0
   watch:
     description: Seconds for which the requests of others are counted; 0 for all since it began.
     type: int
@@ -59,6 +71,16 @@ errors:
   type: list
   elements: str
   returned: success, not in check mode
+answered:
+  description: Those of O(models) that answered.
+  type: list
+  elements: str
+  returned: success, not in check mode
+missing:
+  description: Those of O(models) that the service does not offer.
+  type: list
+  elements: str
+  returned: success, not in check mode
 ended:
   description: Requests of others that ended, or had no room.
   type: int
@@ -80,12 +102,16 @@ from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import D
 def look(params: dict[str, Any]) -> dict[str, Any]:
     """Return what the module says."""
     path = params["socket"]
-    outcome, served, failed = probe.Outcome(), 0, 0
+    outcome, models, served, failed = probe.Outcome(), probe.Models(), 0, 0
     try:
         # The cloud would answer for a model that does not, where it may.
         for where in (["--local-only"], []):
             with probe.admin_key(params["container"], *where) as secret:
                 probe.until_known(path, secret)
+                if where:
+                    probe.until_idle(path, secret, params["settle"])
+                    # First, so that the default one is loaded again where it had to make room.
+                    models = probe.each(path, secret, params["models"], params["tokens"])
                 outcome = probe.questions(path, secret, params["requests"], params["tokens"])
                 if not outcome.stayed:
                     served, failed = watch(params["container"], path, secret, params["watch"])
@@ -94,7 +120,9 @@ def look(params: dict[str, Any]) -> dict[str, Any]:
         outcome.errors.append(str(error))
     return {
         "first_token_ms": outcome.median_ms,
-        "errors": outcome.errors,
+        "errors": outcome.errors + models.errors,
+        "answered": models.answered,
+        "missing": models.missing,
         "ended": served,
         "failed_requests": failed,
     }
@@ -124,6 +152,8 @@ def main() -> None:
             "socket": {"type": "path", "required": True},
             "requests": {"type": "int", "default": 5},
             "tokens": {"type": "int", "default": 16},
+            "models": {"type": "list", "elements": "str", "default": []},
+            "settle": {"type": "int", "default": 0},
             "watch": {"type": "int", "default": 0},
         },
         supports_check_mode=True,

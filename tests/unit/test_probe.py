@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -25,6 +26,9 @@ class Service(socketserver.ThreadingUnixStreamServer):
     status = 200
     pieces: tuple[str, ...] = ()
     template = True
+    # What it says at other addresses, and what it was asked by name.
+    pages: dict[str, str]
+    asked: list[tuple[str, str]]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -36,11 +40,18 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Service)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.pages[self.path].encode())
+
     def do_POST(self) -> None:
         assert isinstance(self.server, Service)
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.headers["Authorization"] == "Bearer secret"
         status = self.server.status
+        self.server.asked.append((asked.get("model", ""), self.path))
         if "messages" in asked and not self.server.template:
             status = 400
         self.send_response(status)
@@ -52,6 +63,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     with Service(str(tmp_path / "s"), Handler) as server:
+        server.pages, server.asked = {}, []
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server
@@ -94,6 +106,47 @@ def test_what_is_no_answer(
     assert outcome.median_ms == 0
 
 
+KINDS = {"default": "chat", "base": "text", "vectors": "embedding", "ranks": "rerank"}
+OFFERED = {"data": [{"id": name, "kind": kind} for name, kind in KINDS.items()]}
+
+
+def test_each_model_is_asked_as_its_kind_is(service: Service) -> None:
+    service.pages = {"/v1/models": json.dumps(OFFERED)}
+    service.pieces = lines([*CHAT, *WORDS])
+    found = _probe.each(str(service.server_address), "secret", [*KINDS, "huge"], 4)
+    assert found == _probe.Models(answered=list(KINDS), missing=["huge"])
+    assert service.asked == [
+        ("default", "/v1/chat/completions"),
+        ("base", "/v1/completions"),
+        ("vectors", "/v1/embeddings"),
+        ("ranks", "/v1/rerank"),
+    ]
+    service.status = 500
+    found = _probe.each(str(service.server_address), "secret", ["base", "ranks"], 4)
+    assert found.answered == []
+    assert [error.partition(": no")[0] for error in found.errors] == ["base: 500", "ranks: 500"]
+    service.status, service.pieces = 200, lines(WORDS, end="{}")
+    found = _probe.each(str(service.server_address), "secret", ["base"], 4)
+    assert "base: ValueError: the answer ended" in found.errors[0]
+
+
+def test_what_others_have_begun_is_waited_for(service: Service) -> None:
+    text = 'nas_assistant_slots_in_use{{model="a"}} {}\nnas_assistant_waiting {}\n'
+    assert _probe.busy(text.format("1.0", "2.0") + text.format("1.0", "0.0")) == 4
+    assert _probe.busy("# HELP nas_assistant_waiting 7\n") == 0
+    service.pages = {"/metrics": text.format("1.0", "0.0")}
+
+    def waited(patience: float) -> float:
+        began = time.monotonic()
+        _probe.until_idle(str(service.server_address), "secret", patience)
+        return time.monotonic() - began
+
+    assert waited(0) < 0.4
+    assert waited(0.6) >= 0.5
+    service.pages = {"/metrics": text.format("0.0", "0.0")}
+    assert waited(30) < 5
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     outcome = _probe.questions(str(tmp_path / "none"), "secret", 1, 4)
     assert "FileNotFoundError" in outcome.errors[0]
@@ -133,6 +186,8 @@ def test_what_is_asked_stays_at_home_where_the_model_is(
     monkeypatch: pytest.MonkeyPatch, errors: list[str], keys: int
 ) -> None:
     made: list[str] = []
+    # Of the other models, asked once, with the key that stays at home.
+    others = ["c: 500: "]
 
     def docker(command: list[str]) -> str:
         made.extend([" ".join(command)] if "create" in command else [])
@@ -145,8 +200,13 @@ def test_what_is_asked_stays_at_home_where_the_model_is(
     monkeypatch.setattr(_probe, "until_known", lambda *_: None)
     monkeypatch.setattr(_probe, "counted", lambda *_: (40, 2))
     monkeypatch.setattr(_probe, "questions", questions)
+    monkeypatch.setattr(
+        _probe, "each", lambda *_: _probe.Models(answered=["a"], missing=["b"], errors=others)
+    )
     asked = {"container": "x", "socket": "/none", "requests": 1, "tokens": 4, "watch": 0}
+    asked |= {"models": ["a", "b", "c"], "settle": 0}
     found = service_probe.look(asked)
     assert ["--local-only" in each for each in made] == [True, False][:keys]
-    assert found["errors"] == (errors if keys == 1 else [])
+    assert found["errors"] == [*(errors if keys == 1 else []), *others]
+    assert (found["answered"], found["missing"]) == (["a"], ["b"])
     assert (found["ended"], found["failed_requests"]) == (40, 2)
