@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import configparser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -30,9 +30,59 @@ def rollout_replaced(config: str, models: Mapping[str, Mapping[str, Any]]) -> li
     )
 
 
+def rollout_alone(
+    hosts: Sequence[str], batches: Sequence[Any], fleet: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Return the NAS that answer now, and whose pool would be left without an answer while they are
+    drained; for each, why none of the others can.
+
+    A member that is not among ``hosts`` was left out of the run, and counts as one that answers:
+    nobody looked at it.
+
+    :param hosts: those that the rollout changes, in its order.
+    :param batches: ``rollout_batches``.
+    :param fleet: by name, for each of them: ``pool``, its ``proxy_pool``; whether it ``answers``
+        questions of the pool now; ``why`` not; and ``out``, why it will not do so after its change
+        either, empty where it will.
+    """
+    alone, changed = {}, set[str]()
+    for batch in _batches(hosts, batches):
+        for name in batch:
+            others = [other for other in fleet[name]["pool"] if other != name]
+            if not fleet[name]["answers"] or not others:
+                continue
+            why = {other: _why_not(other, batch, changed, fleet) for other in others}
+            if all(why.values()):
+                alone[name] = "; ".join(f"{other} {reason}" for other, reason in why.items())
+        changed |= set(batch)
+    return alone
+
+
+def _why_not(
+    name: str, batch: Sequence[str], changed: set[str], fleet: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Why a NAS does not answer while a batch is drained that comes after those changed already."""
+    if name in batch:
+        return "is of the same batch"
+    if name not in fleet or fleet[name]["answers"]:
+        return ""
+    return str(fleet[name]["out"]) or ("" if name in changed else str(fleet[name]["why"]))
+
+
+def _batches(hosts: Sequence[str], sizes: Sequence[Any]) -> Iterator[list[str]]:
+    """What Ansible makes of a play's ``serial`` (PlaybookExecutor._get_serialized_batches)."""
+    left, number = list(hosts), 0
+    while left:
+        size = str(sizes[min(number, len(sizes) - 1)])
+        count = int(int(size[:-1]) / 100 * len(hosts)) if size.endswith("%") else int(size)
+        count = count or 1
+        yield left[:count]
+        left, number = left[count:], number + 1
+
+
 class FilterModule:
     """What Ansible looks for."""
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
-        return {"rollout_replaced": rollout_replaced}
+        return {"rollout_alone": rollout_alone, "rollout_replaced": rollout_replaced}
