@@ -380,6 +380,14 @@ def rolling(
         kill(controller)
 
 
+def wait_for_engine(container: str) -> None:
+    """Of a NAS that was started again."""
+    deadline = time.monotonic() + 120
+    while docker.execute(container, "docker", "info", check=False).returncode:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
 @pytest.mark.parametrize("forget", [False, True])
 def test_one_that_is_killed_before_it_changed_anything(
     lab: Lab, play: Play, tmp_path: Path, forget: bool
@@ -422,13 +430,30 @@ def test_a_canary_that_is_lost(lab: Lab, play: Play, tmp_path: Path) -> None:
     text = one_line(log)
     assert "Now nas1 is changed. Should the run end without a word" in text
     assert "run nas.assistant.rollout again" in text
-    deadline = time.monotonic() + 120
-    while docker.execute(container, "docker", "info", check=False).returncode:
-        assert time.monotonic() < deadline
-        time.sleep(1)
+    wait_for_engine(container)
     assert queues(lab)[1:] == ["32", "32"]
     worked(play("rollout", rollout_gate=GATE))
     assert containers(lab) == before
+    assert queues(lab) == ["32", "32", "32"]
+
+
+def test_a_batch_that_is_lost_before_its_change(lab: Lab, play: Play, tmp_path: Path) -> None:
+    """The third goes off while the canary is watched: the second is not changed for nothing."""
+    look, log = INSPECT + "'{{.Id}} {{.State.StartedAt}}'", tmp_path / "log"
+    before, container = lab.on(lab.hosts[1], look), lab.hosts[2]["container"]
+    wish = {"rollout_batches": [1, 2], "assistant_server": {"queue": 31}}
+    with rolling(lab, log, wish, lambda: "Watch how it does there" in one_line(log)) as controller:
+        docker.docker("stop", container)
+        try:
+            assert controller.wait(timeout=400) != 0
+        finally:
+            docker.docker("start", container)
+    assert "nas1: new, first token after" in one_line(log)
+    assert "nas2: as before" in one_line(log)
+    assert "nas3: lost, may have either" in one_line(log)
+    assert lab.on(lab.hosts[1], look) == before
+    wait_for_engine(container)
+    worked(play("rollout", rollout_gate=GATE))
     assert queues(lab) == ["32", "32", "32"]
 
 
