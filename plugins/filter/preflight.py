@@ -365,9 +365,9 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
             "the kernel's memory controller is off",
             "on",
             "a container's memory limit would be taken and ignored, and starve the NAS",
-            "have it switched on, with a reboot: ansible-playbook nas.assistant.memory_controller "
-            "-e kernel_memory_controller=true (it is a word on the kernel's command line, which "
-            "Raspberry Pi OS leaves out)",
+            "have it switched on, with a reboot: ansible-playbook -i INVENTORY "
+            "nas.assistant.memory_controller -e kernel_memory_controller=true (it is a word on the "
+            "kernel's command line, which Raspberry Pi OS leaves out)",
         )
     swap = [f"{each['kind']} {gib(each['size'])}" for each in machine["memory"]["swap"]]
     yield finding("swap", FIT, ", ".join(swap) or "none")

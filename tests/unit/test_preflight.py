@@ -165,6 +165,20 @@ def test_systems(vendor: str, facts: dict[str, str], verdict: str) -> None:
     assert next(each["verdict"] for each in findings if each["check"] == "system") == verdict
 
 
+def test_what_switches_the_memory_controller_on_is_said_as_it_is_typed() -> None:
+    """No inventory is the default, so the command names one."""
+    (found,) = [
+        each
+        for each in judged(machine(cgroup={"controllers": ["cpuset", "cpu", "io", "pids"]}))
+        if each["verdict"] == "unfit"
+    ]
+    *_, task = load(ROLES / "assistant/tasks/assert.yml")
+    said = " ".join(task["ansible.builtin.assert"]["fail_msg"].split())
+    command = "ansible-playbook -i INVENTORY nas.assistant.memory_controller -e "
+    for text in (found["remedy"], said):
+        assert f"{command}kernel_memory_controller=true" in text
+
+
 def test_who_listens_elsewhere_is_in_nobodys_way() -> None:
     listeners = [{"port": 8080, "address": "::", "program": "java"}]
     assert preflight.preflight_verdict(judged(machine(listeners=listeners))) == "fit"

@@ -70,19 +70,28 @@ def test_the_memory_controller_is_asked_for_where_it_boots_from(
     yes = {"kernel_memory_controller": True}
     assert "has none of /boot/firmware/cmdline.txt" in said(playbook("memory_controller", **yes))
 
-    on(f"mkdir /boot/firmware && echo 'console=tty1 root=/dev/vda rootwait' > {PI}")
+    # As on a Raspberry Pi, on a filesystem that takes few names, and no owners.
+    on("apt-get -qq -o DPkg::Lock::Timeout=300 update")
+    on("apt-get -qq install --no-install-recommends dosfstools > /dev/null")
+    on("truncate -s 16M /root/boot.img && mkfs.vfat /root/boot.img && mkdir /boot/firmware")
+    on("echo '/root/boot.img /boot/firmware vfat loop 0 0' >> /etc/fstab && mount /boot/firmware")
+    on(f"echo 'console=tty1 root=/dev/vda rootwait' > {PI}")
     boot = on("cat /proc/sys/kernel/random/boot_id")
     assert "was rebooted, and its memory controller is off still" in said(
         playbook("memory_controller", **yes)
     )
     assert on(f"cat {PI}") == "console=tty1 root=/dev/vda rootwait cgroup_enable=memory"
     assert on("cat /proc/sys/kernel/random/boot_id") != boot
+    assert on("stat -f -c %T /boot/firmware") == "msdos"
+    assert on(f"cat {PI}.nas-assistant") == "console=tty1 root=/dev/vda rootwait"
 
     assert PI in on(f"cat {NOTE}")
     undone = playbook("kernel", kernel_state="absent")
     assert undone.returncode == 0, undone.stdout
     assert on(f"cat {PI}") == "console=tty1 root=/dev/vda rootwait"
-    on(f"test ! -e {NOTE} && rm -r /boot/firmware")
+    assert on("ls -A /boot/firmware") == "cmdline.txt"
+    on(f"test ! -e {NOTE} && umount /boot/firmware && rm -r /boot/firmware /root/boot.img")
+    on("sed -i '/boot.img/d' /etc/fstab")
 
 
 def test_grubs_command_line(playbook: Playbook, on: Callable[[str], str]) -> None:

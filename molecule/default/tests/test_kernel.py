@@ -19,6 +19,7 @@ FILE = "/etc/sysctl.d/99-zy-nas-assistant-kernel.conf"
 GOVERNOR = "/etc/systemd/system/nas-assistant-governor.service"
 NOTE = "/etc/default/nas-assistant-memory-controller"
 OURS = "/etc/default/grub.d/zz-nas-assistant.cfg"
+KEPT = ".nas-assistant"
 GRUB = "/usr/local/sbin/update-grub"
 
 
@@ -93,7 +94,7 @@ def test_the_governors_unit_is_there_only_where_one_is_wanted(kernel: Playbook, 
 def test_our_word_goes_off_the_raspberry_pis_command_line(kernel: Playbook, host: Host) -> None:
     boot = "/boot/firmware/cmdline.txt"
     text = "console=tty1 cgroup_enable=memory rootwait cgroup_enable=memory"
-    host.check_output(f"mkdir -p /boot/firmware; echo '{text}' > {boot}")
+    host.check_output(f"mkdir -p /boot/firmware; echo '{text}' > {boot}; cp {boot} {boot}{KEPT}")
     try:
         # Without a note, it is the owner's.
         assert "changed=0" in worked(kernel(kernel_state="absent"))
@@ -103,6 +104,7 @@ def test_our_word_goes_off_the_raspberry_pis_command_line(kernel: Playbook, host
         assert host.check_output(f"cat {boot}") == text
         worked(kernel(kernel_state="absent"))
         assert host.check_output(f"cat {boot}") == text.removesuffix(" cgroup_enable=memory")
+        assert host.check_output("ls -A /boot/firmware") == "cmdline.txt"
         assert not host.file(NOTE).exists
         assert "changed=0" in worked(kernel(kernel_state="absent"))
         # A note of what is there no more holds nobody up.
