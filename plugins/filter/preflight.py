@@ -88,8 +88,8 @@ def preflight_findings(
     :param ports: TCP ports that the proxy wants; none where it is not wanted.
     :param installed: whether the assistant is there already: what it takes is taken, so that little
         room is a warning.
-    :param pending: folders that are to become volumes of a pool: only where one is, is its room of
-        interest.
+    :param pending: folders that are to become pools, or volumes of them: only where one is, is the
+        room of what lies in it of interest.
     :raises AnsibleFilterError: a limit is unknown, or is no number.
     """
     allowed = checked("preflight_limits", limits or {}, LIMITS)
@@ -376,11 +376,17 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
 def _of_interest(
     rooms: Iterable[Mapping[str, Any]], pending: set[str]
 ) -> Iterator[Mapping[str, Any]]:
-    """What is to become a volume lies in another filesystem for now, which need not hold it."""
+    """What is to lie in a volume lies in another filesystem for now, which need not hold it."""
     for room in rooms:
-        paths = [path for path in room["paths"] if path not in pending or path == room["mount"]]
+        paths = [path for path in room["paths"] if _is_in_place(path, room["mount"], pending)]
         if paths:
             yield {**room, "paths": paths}
+
+
+def _is_in_place(path: str, mount: str, pending: set[str]) -> bool:
+    places = [each for each in pending if f"{path}/".startswith(f"{each.rstrip('/')}/")]
+    # A volume may lie in the place of another one.
+    return not places or f"{mount}/".startswith(f"{max(places, key=len).rstrip('/')}/")
 
 
 def _rooms(

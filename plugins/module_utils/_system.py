@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -124,6 +125,17 @@ def engine() -> str:
     """Return the version of Docker's client; empty where there is none."""
     found = _ENGINE.search(answer(["docker", "--version"]))
     return found[1] if found else ""
+
+
+def docker_root(root: str = "/") -> str:
+    """Return the folder of Docker's data: that of its settings, which the role docker keeps, or its
+    own."""
+    try:
+        settings = json.loads(sysfs.text(root, "etc/docker/daemon.json"))
+    except ValueError:
+        settings = {}
+    found = settings.get("data-root") if isinstance(settings, dict) else None
+    return found if isinstance(found, str) and found.startswith("/") else "/var/lib/docker"
 
 
 def virtualisation() -> str:

@@ -25,6 +25,11 @@ options:
     type: list
     elements: path
     default: [/]
+  docker_root:
+    description: Whether the folder of Docker's data is of interest too, which is that of
+      C(/etc/docker/daemon.json), or V(/var/lib/docker).
+    type: bool
+    default: false
   gather:
     description: What to look at, where not all of it is of interest. The others are left out of the
       answer.
@@ -42,6 +47,11 @@ options:
       takes by itself. What is no such list counts as none.
     type: str
     default: ""
+  threads:
+    description: The threads that the engine will have, each on a core of its own; V(0) for as many
+      as there are cores.
+    type: int
+    default: 0
 """
 
 EXAMPLES = r"""
@@ -151,7 +161,7 @@ PARTS = (
 
 
 def look(
-    paths: list[str], measure: bool, parts: Sequence[str], cpus: str = ""
+    paths: list[str], measure: bool, parts: Sequence[str], cpus: str = "", threads: int = 0
 ) -> dict[str, object]:
     """Return what the module says."""
     readers: dict[str, Callable[[], object]] = {
@@ -170,13 +180,14 @@ def look(
         "clock_is_set": system.clock_is_set,
     }
     found = {part: readers[part]() for part in parts}
-    return {**found, "bandwidth": speed(cpus) if measure else 0}
+    return {**found, "bandwidth": speed(cpus, threads) if measure else 0}
 
 
-def speed(cpus: str = "") -> int:
+def speed(cpus: str = "", threads: int = 0) -> int:
     """Return the bandwidth; 0 where it cannot be measured, as on a machine that is too busy.
 
     :param cpus: those of the assistant, as a list; those that it takes by itself unless given.
+    :param threads: of the engine; 0 for one on each core.
     """
     found = cpu.read()
     cores = (
@@ -184,6 +195,7 @@ def speed(cpus: str = "") -> int:
         if cpu.LIST.fullmatch(cpus)
         else cpu.for_the_assistant(found.siblings, found.efficient)
     )
+    cores = cores[: max(threads, 0) or None]
     measured = 0
     with suppress(OSError, RuntimeError):
         measured = bandwidth.measure([core[0] for core in cores], memory.read().available)
@@ -195,16 +207,20 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "paths": {"type": "list", "elements": "path", "default": ["/"]},
+            "docker_root": {"type": "bool", "default": False},
             "gather": {"type": "list", "elements": "str", "choices": list(PARTS)},
             "measure": {"type": "bool", "default": False},
             "cpus": {"type": "str", "default": ""},
+            "threads": {"type": "int", "default": 0},
         },
         supports_check_mode=True,
     )
     try:
         parts = module.params["gather"] or PARTS
         given = module.params
-        module.exit_json(**look(given["paths"], given["measure"], parts, given["cpus"]))
+        paths = given["paths"] + ([system.docker_root()] if given["docker_root"] else [])
+        measured = (given["cpus"], given["threads"])
+        module.exit_json(**look(paths, given["measure"], parts, *measured))
     except (OSError, ValueError) as error:
         module.fail_json(msg=str(error))
 

@@ -422,6 +422,41 @@ def test_nothing_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert not system.clock_is_set()
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"data-root": "/srv/dev-disk-by-uuid-1/docker", "live-restore": true}', "/srv/dev-disk"),
+        ('{"live-restore": true}', "/var/lib/docker"),
+        ("", "/var/lib/docker"),
+        # What Docker would not start with.
+        ("{", "/var/lib/docker"),
+        ("[]", "/var/lib/docker"),
+        ('{"data-root": 1}', "/var/lib/docker"),
+        ('{"data-root": "docker"}', "/var/lib/docker"),
+    ],
+)
+def test_where_docker_has_its_data(tmp_path: Path, text: str, found: str) -> None:
+    assert system.docker_root(str(tmp_path)) == "/var/lib/docker"
+    root = system.docker_root(tree(tmp_path, {"etc/docker/daemon.json": text}))
+    assert root.startswith(found)
+
+
+def test_dockers_own_place_is_looked_at_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[..., dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(system, "docker_root", lambda: "/srv/docker")
+    asked: list[list[str]] = []
+
+    def rooms(paths: list[str]) -> list[object]:
+        asked.append(paths)
+        return []
+
+    monkeypatch.setattr(nas_info.drives, "rooms", rooms)
+    for more in ({"docker_root": True}, {}):
+        call(nas_info.main, paths=["/"], gather=["rooms"], **more)
+    assert asked == [["/", "/srv/docker"], ["/"]]
+
+
 def test_bandwidth() -> None:
     # More than there are would wait for each other for ever. No memory is faster, nor any so slow.
     assert 1e8 < bandwidth.measure(range(64), 1 << 28) < 1e13
@@ -429,18 +464,23 @@ def test_bandwidth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "measured"),
+    ("cpus", "threads", "measured"),
     [
-        ("", [2, 4, 6]),
-        ("auto", [2, 4, 6]),
-        ("3", [3]),
-        ("0-1,6", [0, 6]),
-        ("9", []),
-        ("a", [2, 4, 6]),
+        ("", 0, [2, 4, 6]),
+        ("auto", 0, [2, 4, 6]),
+        ("3", 0, [3]),
+        ("0-1,6", 0, [0, 6]),
+        ("9", 0, []),
+        ("a", 0, [2, 4, 6]),
+        # Fewer threads than cores, and more.
+        ("auto", 1, [2]),
+        ("0-5", 2, [0, 2]),
+        ("auto", 9, [2, 4, 6]),
+        ("auto", -1, [2, 4, 6]),
     ],
 )
 def test_bandwidth_is_that_of_the_assistants_cpus(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpus: str, measured: list[int]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpus: str, threads: int, measured: list[int]
 ) -> None:
     place = "sys/devices/system/cpu"
     files = {"proc/cpuinfo": CELERON, f"{place}/online": "0-7"}
@@ -456,7 +496,7 @@ def test_bandwidth_is_that_of_the_assistants_cpus(
         return 1
 
     monkeypatch.setattr(bandwidth, "measure", measure)
-    nas_info.speed(cpus)
+    nas_info.speed(cpus, threads)
     assert asked == [measured]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter import preflight, preflight_plan
 from ansible_collections.nas.assistant.plugins.filter.assistant import SHARE
@@ -244,6 +245,97 @@ def test_a_volume_that_is_to_come_needs_no_room_where_its_folder_is_now() -> Non
             machine(rooms=rooms), DEBIAN, {}, [], False, ["/var/lib/docker"]
         )
         assert preflight.preflight_verdict(found) == verdict
+
+
+EXAMPLE = """
+storage_pools:
+  - name: tank
+    volumes:
+      - {name: docker, path: /var/lib/docker, migrate: true}
+      - {name: models, path: /var/lib/nas-assistant/models, compression: none}
+      - {name: own}
+"""
+MODELS = "/var/lib/nas-assistant/models"
+
+
+@pytest.mark.parametrize(
+    ("given", "paths", "docker", "free", "verdict"),
+    [
+        # Packages alone are to be there: the inventory's own example.
+        (EXAMPLE, ["/", MODELS], True, 4, "fit"),
+        (EXAMPLE, ["/", MODELS], True, 1, "unfit"),
+        (f"{EXAMPLE}storage_state: absent", ["/", MODELS], True, 4, "unfit"),
+        ("{}", ["/", MODELS], True, 4, "unfit"),
+        # Folders below the place of a pool that has no volume for them.
+        (
+            "{storage_pools: [{name: tank}], docker_daemon: {data-root: /srv/tank/docker}, "
+            "assistant_data_dir: /srv/tank/assistant}",
+            ["/", "/srv/tank/assistant/models", "/srv/tank/docker"], False, 4, "fit",
+        ),
+        (
+            "{storage_pools: [{name: tank, mount: /mnt/x}], assistant_data_dir: /mnt/x/a}",
+            ["/", "/mnt/x/a/models"], True, 4, "unfit",
+        ),
+        # No parent, for all that its name begins alike.
+        (
+            "{storage_pools: [{name: tank}], assistant_data_dir: /srv/tanks}",
+            ["/", "/srv/tanks/models"], True, 4, "unfit",
+        ),
+        ("{preflight_paths: [/srv]}", ["/srv"], False, 4, "unfit"),
+    ],
+)  # fmt: skip
+def test_what_a_pool_is_to_hold_needs_no_room_on_the_systems_disk(
+    given: str, paths: list[str], docker: bool, free: float, verdict: str
+) -> None:
+    role = templar("preflight", [preflight.FilterModule()], **yaml.safe_load(given))
+    assert role.template(trusted("{{ __preflight_paths }}")) == paths
+    (look, *_) = load(ROLES / "preflight/tasks/look.yml")
+    assert role.template(look["nas.assistant.nas_info"]["docker_root"]) is docker
+    pending = role.template(trusted("{{ __preflight_pending }}"))
+    rooms = [room(free, paths=[*paths, *(["/var/lib/docker"] if docker else [])])]
+    found = preflight.preflight_findings(machine(rooms=rooms), DEBIAN, {}, [], False, pending)
+    assert preflight.preflight_verdict(found) == verdict
+
+
+@pytest.mark.parametrize(
+    ("path", "mount", "seen"),
+    [
+        (MODELS, "/", False),
+        (MODELS, MODELS, True),
+        # The pool is mounted, the volume in it not yet.
+        ("/srv/tank/own/models", "/srv/tank", True),
+        ("/srv/tank/own/models", "/srv/tank/own", True),
+        ("/srv/tank/deep/models", "/srv/tank", False),
+        ("/srv/tank/deep/models", "/srv/tank/deep/models", True),
+        ("/srv/tank/deep/models", "/", False),
+    ],
+)
+def test_a_place_is_looked_at_once_it_is_there(path: str, mount: str, seen: bool) -> None:
+    rooms = [room(1, paths=[path], mount=mount)]
+    pending = [MODELS, "/srv/tank", "/srv/tank/deep/"]
+    found = preflight.preflight_findings(machine(rooms=rooms), DEBIAN, {}, [], False, pending)
+    assert ("room in" in str(found)) is seen
+
+
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        ({}, 0),
+        ({"assistant_resources": {"cpus": 0}}, 0),
+        # As the engine rounds it; half a CPU is one thread.
+        ({"assistant_resources": {"cpus": 2.5}}, 2),
+        ({"assistant_resources": {"cpus": "0.5"}}, 1),
+        ({"assistant_engine": {"threads": 2}}, 2),
+        ({"assistant_engine": {"threads": 6}, "assistant_resources": {"cpus": 3}}, 3),
+        ({"assistant_engine": {"threads": 2}, "assistant_resources": {"cpus": 3}}, 2),
+        # What is none is refused by the role assistant.
+        ({"assistant_resources": {"cpus": "two"}}, 0),
+    ],
+)
+def test_memory_is_measured_with_the_engines_threads(given: dict[str, Any], threads: int) -> None:
+    role = templar("preflight", [preflight.FilterModule()], **given)
+    (look, *_) = load(ROLES / "preflight/tasks/look.yml")
+    assert int(role.template(look["nas.assistant.nas_info"]["threads"])) == threads
 
 
 def test_a_port_is_named_once_and_openmediavaults_page_noted() -> None:
