@@ -37,6 +37,8 @@ _ENGINE = {
 # From so many cores on, one is the NAS's: a token is bound by memory, and three cores exhaust that
 # of a small machine nearly as four do.
 _SPARE = 4
+# From so many fast cores on, the slow ones are the NAS's.
+_FAST = 2
 # Of CPUs, such as 0-2,5.
 LIST = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 _CRYPTO = {"aes": "aes", "sha_ni": "sha256", "sha2": "sha256", "vaes": "vaes", "sha512": "sha512"}
@@ -118,10 +120,13 @@ def slower(capacities: Mapping[int, int]) -> tuple[int, ...]:
 def for_the_assistant(
     siblings: Sequence[Sequence[int]], efficient: Sequence[int]
 ) -> list[Sequence[int]]:
-    """Return the cores that the assistant has by itself, each with its CPUs: the fast ones, without
-    the first where there are enough, since interrupts land there unless somebody moved them."""
+    """Return the cores that the assistant has by itself, each with its CPUs: the fast ones where
+    there are some slow ones. Where all count, without the first if there are enough, since
+    interrupts land there unless somebody moved them."""
     slow = set(efficient)
-    cores = [core for core in siblings if not slow & set(core)] or list(siblings)
+    fast = [core for core in siblings if not slow & set(core)]
+    # A prompt is bound by arithmetic: of one fast core and four slow ones, these can more.
+    cores = fast if len(fast) >= _FAST else list(siblings)
     # Where there are slow ones, those are the NAS's.
     spare = len(cores) >= _SPARE and len(cores) == len(siblings)
     return cores[1:] if spare else cores
@@ -155,7 +160,10 @@ def read(root: str = "/") -> Cpu:
     siblings = sorted(shared - {()})
     told = {each: sysfs.text(folder, f"cpu{each}/cpu_capacity") for each in online}
     capacities = {each: int(value) for each, value in told.items() if value}
-    atoms = parse_list(sysfs.text(root, "sys/devices/cpu_atom/cpus"))
+    # Those of Arrow Lake's that draw the least are listed apart, from Linux 6.12 on.
+    kinds = ("cpu_atom", "cpu_lowpower")
+    listed = [parse_list(sysfs.text(root, "sys/devices", kind, "cpus")) for kind in kinds]
+    atoms = tuple(sorted({cpu for cpus in listed for cpu in cpus} & set(online)))
     return Cpu(
         architecture=platform.machine(),
         bits=8 * struct.calcsize("P"),

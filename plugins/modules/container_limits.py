@@ -15,6 +15,7 @@ description:
     image's command C(limits).
   - Fails where something that was asked for is not in force. An image that has no such command is
     warned of.
+  - Where the kernel counts no swap, the container may use what the NAS has; that is warned of.
   - Under cgroups v2 a runtime makes weights of CPU shares by one of two formulas; that of either is
     taken.
 author:
@@ -51,7 +52,7 @@ found:
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -59,6 +60,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._docker_cli import (
     DockerError,
     run as docker,
 )
+from ansible_collections.nas.assistant.plugins.module_utils._swap import in_use
 from ansible_collections.nas.assistant.plugins.module_utils._weights import (
     cpu_weights,
     heeded,
@@ -69,6 +71,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._weights import (
 COMMAND = ["/opt/venv/bin/python", "-m", "nas_assistant", "limits"]
 PATIENCE = 60  # seconds; a busy NAS starts Python in some
 PAGE = 4096
+UNLIMITED = -1  # as the image's command says it of swap
 
 
 def differences(wish: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
@@ -85,7 +88,7 @@ def differences(wish: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     if int(wish["memory_reservation"]):
         expected["memory_reservation"] = int(wish["memory_reservation"])
     odd = [
-        f"{name}: asked for was {value}, in force is {found[name]}"
+        f"{name}: asked for was {value}, in force is {_spoken(name, found[name])}"
         for name, value in expected.items()
         if not _same(name, value, found[name])
     ]
@@ -141,8 +144,29 @@ def _io_odd(wish: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
 def _same(name: str, asked: Any, found: Any) -> bool:
     if isinstance(asked, float):
         return found is not None and abs(asked - float(found)) < 0.011
-    # None at all is asked for as one page; some kernels round that down, some count no swap.
-    return bool(asked == found or (name == "swap" and asked == PAGE and not found))
+    # None at all is asked for as one page. Kernels with larger pages round that down; some count
+    # no swap, which is warned of.
+    return bool(asked == found or (name == "swap" and asked == PAGE and found in (0, None)))
+
+
+def _spoken(name: str, found: Any) -> str:
+    return "no limit" if name == "swap" and found == UNLIMITED else str(found)
+
+
+def uncounted(wish: Mapping[str, Any], found: Mapping[str, Any], swap: Iterable[str]) -> str:
+    """Return a sentence where the container may use swap that it was not given; empty else.
+
+    :param swap: what the NAS swaps to.
+    """
+    places = ", ".join(swap)
+    none = int(wish["memory_swap"]) - int(wish["memory"]) == PAGE
+    if not none or found["swap"] is not None or not places:
+        return ""
+    return (
+        f"swap: asked for was none, and this kernel counts no swap: the container may use the "
+        f"NAS's ({places}). Debian's kernel counts it; under cgroups v1 with swapaccount=1 on its "
+        "command line"
+    )
 
 
 def read(container: str) -> dict[str, Any]:
@@ -185,6 +209,8 @@ def main() -> None:
             f"{container}`, and run this again",
             found=found,
         )
+    if warning := uncounted(module.params["limits"], found, in_use()):
+        module.warn(f"{container}: {warning}")
     module.exit_json(changed=False, found=found)
 
 

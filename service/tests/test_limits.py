@@ -145,6 +145,30 @@ def test_nothing_is_limited(tmp_path: Path) -> None:
     assert (found.cpuset, found.oom_score_adj, found.ulimits) == ("", 0, {})
 
 
+SWAP_2 = "sys/fs/cgroup/memory.swap.max"
+SWAP_1 = "sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "said", "swap"),
+    [
+        (V2, SWAP_2, "0\n", 0),
+        (V2, SWAP_2, "max\n", -1),
+        (V1, SWAP_1, "2147483648\n", 0),
+        (V1, SWAP_1, "9223372036854771712\n", -1),
+        # A kernel that counts no swap has no such file.
+        (V2, SWAP_2, "", None),
+        (V1, SWAP_1, "", None),
+    ],
+)
+def test_swap_without_a_limit_is_not_swap_that_nobody_counts(
+    tmp_path: Path, files: dict[str, str], name: str, said: str, swap: int | None
+) -> None:
+    there = {key: value for key, value in files.items() if key != name}
+    found = read(make_tree(tmp_path, PROCESS | there | ({name: said} if said else {})))
+    assert found.swap == swap
+
+
 @pytest.mark.parametrize(
     ("text", "priority"),
     [("best-effort: prio 2\n", 2), ("none: prio 0\n", None), ("idle\n", None), ("", None)],

@@ -19,6 +19,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._weights import (
 )
 from ansible_collections.nas.assistant.plugins.modules.container_limits import (
     differences,
+    uncounted,
 )
 
 ROLE = Path(__file__).parents[2] / "roles/assistant"
@@ -40,6 +41,9 @@ DUAL = machine([[0], [1]])
 QUAD = machine([[0], [1], [2], [3]])
 THREADS = machine([[0, 4], [1, 5], [2, 6], [3, 7]])
 HYBRID = machine([[0, 1], [2, 3], *([each] for each in range(4, 12))], tuple(range(4, 12)))
+# One fast core: Pentium Gold 8505, and one of three slow ones.
+ONE_FAST = machine([[0, 1], [2], [3], [4], [5]], (2, 3, 4, 5))
+ONE_OF_THREE = machine([[0], [1], [2]], (1, 2))
 BIG_LITTLE = machine([[each] for each in range(8)], (0, 1, 2, 3))
 
 
@@ -51,6 +55,9 @@ BIG_LITTLE = machine([[each] for each in range(8)], (0, 1, 2, 3))
         (THREADS, "auto", "1-3,5-7"),
         # Two fast cores of four threads: none to spare.
         (HYBRID, "auto", "0-3"),
+        # That one is left to the NAS and its interrupts; three cores are all needed.
+        (ONE_FAST, "auto", "2-5"),
+        (ONE_OF_THREE, "auto", "0-2"),
         # The slow ones are the NAS's.
         (BIG_LITTLE, "auto", "4-7"),
         (QUAD, "0,2-3", "0,2-3"),
@@ -136,8 +143,30 @@ def in_force(version: int) -> dict[str, Any]:
 @pytest.mark.parametrize("version", [1, 2])
 def test_all_is_in_force(version: int) -> None:
     assert differences(assistant_limits(DEFAULTS, QUAD), in_force(version)) == []
-    none = {**in_force(version), "swap": None}
-    assert differences(assistant_limits(DEFAULTS, QUAD), none) == []
+    # With larger pages none at all, and a kernel that counts none.
+    for none in (0, None):
+        found = {**in_force(version), "swap": none}
+        assert differences(assistant_limits(DEFAULTS, QUAD), found) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "found", "swap", "warned"),
+    [
+        ({}, None, ["/dev/zram0", "/swap"], True),
+        ({}, None, [], False),
+        ({}, 4096, ["/swap"], False),
+        ({}, 0, ["/swap"], False),
+        # That is an error already.
+        ({"swap": "1g"}, None, ["/swap"], False),
+    ],
+)
+def test_swap_that_the_kernel_does_not_count(
+    wish: dict[str, Any], found: int | None, swap: list[str], warned: bool
+) -> None:
+    asked = assistant_limits({**DEFAULTS, **wish}, QUAD)
+    said = uncounted(asked, {**in_force(2), "swap": found}, swap)
+    assert bool(said) is warned
+    assert not warned or "may use the NAS's (/dev/zram0, /swap)" in said
 
 
 @pytest.mark.parametrize(
@@ -147,6 +176,8 @@ def test_all_is_in_force(version: int) -> None:
         ({}, {"memory": None}, "memory: asked for was 5100273664, in force is None"),
         ({}, {"cpuset": "0-3"}, "cpuset: asked for was 1-3, in force is 0-3"),
         ({"cpus": 1.5}, {}, "cpus: asked for was 1.5, in force is None"),
+        # As after `docker update --memory-swap -1`.
+        ({}, {"swap": -1}, "swap: asked for was 4096, in force is no limit"),
         ({"swap": "1g"}, {"swap": None}, "swap: asked for was 1073741824, in force is None"),
         (
             {"cpu_shares": 2048},

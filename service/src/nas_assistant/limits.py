@@ -13,6 +13,7 @@ from pathlib import Path
 from nas_assistant.cgroup import groups, number, quota_of, text
 
 _FOLDER = "sys/fs/cgroup"
+_UNLIMITED = -1
 # What the kernel calls that which Docker can set, by Docker's name.
 _ULIMITS = {
     "core file size": "core",
@@ -37,7 +38,9 @@ _ULIMITS = {
 class Limits:
     """Bytes, CPUs, numbers; None where there is no limit, or the kernel does not say.
 
-    ``version``: of the control groups. ``swap``: without the memory. ``cpuset``: such as ``1-3``.
+    ``version``: of the control groups. ``swap``: without the memory; -1 where there is no limit,
+    None where the kernel counts none, so that the two can be told apart. ``cpuset``: such as
+    ``1-3``.
     ``cpu_weight``: shares under version 1, a weight under 2. ``io_weight_file``: where that weight
     is from, since each file has a scale of its own. ``io_priority``: of the first process; None for
     the kernel's own. ``ulimits`` and ``hard_ulimits``: of the first process, by Docker's names.
@@ -91,24 +94,31 @@ def read(root: Path = Path("/")) -> Limits:
             version=2,
             memory=number(memory / "memory.max"),
             memory_reservation=number(memory / "memory.low"),
-            swap=number(memory / "memory.swap.max"),
+            swap=_swap(memory / "memory.swap.max", 0),
             cpus=quota_of(cpu),
             cpu_weight=number(cpu / "cpu.weight"),
             pids=number(pids / "pids.max"),
             **both,  # type: ignore[arg-type]
         )
     limit = number(memory / "memory.limit_in_bytes")
-    total = number(memory / "memory.memsw.limit_in_bytes")
     return Limits(
         version=1,
         memory=limit,
         memory_reservation=number(memory / "memory.soft_limit_in_bytes"),
-        swap=total - limit if total is not None and limit is not None else None,
+        swap=_swap(memory / "memory.memsw.limit_in_bytes", limit or 0),
         cpus=quota_of(cpu),
         cpu_weight=number(cpu / "cpu.shares"),
         pids=number(pids / "pids.max"),
         **both,  # type: ignore[arg-type]
     )
+
+
+def _swap(path: Path, memory: int) -> int | None:
+    """Return the limit in a file, less the memory that it counts too."""
+    limit = number(path)
+    if limit is not None:
+        return limit - memory
+    return _UNLIMITED if text(path) else None
 
 
 def parse_limits(table: str) -> tuple[dict[str, int | None], dict[str, int | None]]:
