@@ -40,6 +40,8 @@ REFUSED = {
     "Unraid": "run the collection in a virtual machine with Debian 12 or 13 on it",
 }
 RELEASES = ("12", "13")
+# Built on Debian, and nobody has tried them.
+UNTRIED = ("UGOS", "fnOS")
 # What the service counts beside weights and context, in bytes: engine and gateway, the texts of
 # requests, and prompts that may come again (memory.py and sizing.py of the service, with which a
 # test compares this).
@@ -256,6 +258,16 @@ def _system(machine: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Fi
             "the collection is tested on these alone",
             "install one of them",
         )
+    elif vendor in UNTRIED:
+        yield finding(
+            "system",
+            WARNING,
+            f"{vendor}, {release}",
+            limit,
+            "it is its vendor's, the collection was not tried on it, and an update of it may undo "
+            "what was set",
+            "have a copy of what is on it, and look at the site's --check --diff first",
+        )
     else:
         yield finding("system", FIT, f"{vendor}, {release}" if vendor else release, limit)
     kind = machine["virtualisation"]
@@ -369,8 +381,26 @@ def _memory(machine: Mapping[str, Any], limits: Mapping[str, float]) -> Iterator
             "nas.assistant.memory_controller -e kernel_memory_controller=true (it is a word on the "
             "kernel's command line, which Raspberry Pi OS leaves out)",
         )
+    yield from _controllers(groups)
     swap = [f"{each['kind']} {gib(each['size'])}" for each in machine["memory"]["swap"]]
     yield finding("swap", FIT, ", ".join(swap) or "none")
+
+
+def _controllers(groups: Mapping[str, Any]) -> Iterator[Finding]:
+    """What else a container may be held to: by itself ``pids`` and ``cpuset``."""
+    wanted = ("pids", "cpuset", "cpu", "blkio" if groups["version"] == 1 else "io")
+    missing = [each for each in wanted if each not in groups["controllers"]]
+    if missing:
+        yield finding(
+            "container limits",
+            WARNING,
+            f"the kernel has no {', '.join(missing)}",
+            ", ".join(wanted),
+            "Docker drops such a limit, and the run ends where the container is asked for it",
+            "take the distribution's kernel, or one with these controllers; without cpuset, "
+            "assistant_resources.cpuset_cpus with all CPUs asks for nothing, and cpu and io are "
+            "for its cpus, cpu_shares and blkio_weight alone",
+        )
 
 
 def _of_interest(

@@ -23,6 +23,9 @@ _VENDORS = (
     ("Proxmox VE", "usr/bin/pveversion"),
     ("Armbian", "etc/armbian-release"),
     ("Raspberry Pi OS", "etc/rpi-issue"),
+    # UGREEN's, which call themselves Debian: by the module of their access lists.
+    ("UGOS", "sys/module/ugacl_vfs"),
+    ("fnOS", "usr/trim"),
 )
 _DISPLAY, _PROCESSING = "0x03", "0x12"  # PCI classes
 _MAKERS = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x1022": "AMD", "0x8086": "Intel"}

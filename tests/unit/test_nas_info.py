@@ -107,6 +107,25 @@ def test_threads_of_one_core_and_intels_atoms(tmp_path: Path) -> None:
     assert found.features == ("fma", "avx2", "avx-vnni")
 
 
+@pytest.mark.parametrize(
+    ("atom", "lowpower", "efficient"),
+    [
+        ("2-5\n", "", (2, 3, 4, 5)),
+        ("2-5\n", "6-7\n", (2, 3, 4, 5, 6, 7)),
+        ("", "6-7\n", (6, 7)),
+        # Switched off, or not this container's.
+        ("2-5,8-9\n", "10\n", (2, 3, 4, 5)),
+        ("8-9\n", "", ()),
+    ],
+)
+def test_intels_slow_cores(
+    tmp_path: Path, atom: str, lowpower: str, efficient: tuple[int, ...]
+) -> None:
+    files = {"proc/cpuinfo": CELERON, "sys/devices/system/cpu/online": "0-7"}
+    files |= {"sys/devices/cpu_atom/cpus": atom, "sys/devices/cpu_lowpower/cpus": lowpower}
+    assert cpu.read(tree(tmp_path, files)).efficient == efficient
+
+
 def test_cores_that_only_run_a_little_faster_are_of_one_kind() -> None:
     assert cpu.slower({0: 1024, 1: 1024, 2: 990}) == ()
     assert cpu.slower({}) == ()
@@ -349,6 +368,8 @@ def test_who_listens() -> None:
 @pytest.mark.parametrize(
     ("path", "name"),
     [
+        ("sys/module/ugacl_vfs/version", "UGOS"),
+        ("usr/trim/bin/trim", "fnOS"),
         ("etc/openmediavault/config.xml", "OpenMediaVault"),
         ("etc/synoinfo.conf", "Synology DSM"),
         ("etc/debian_version", ""),

@@ -48,7 +48,7 @@ def machine(**more: Any) -> dict[str, Any]:
         },
         "memory": {"total": int(7.6 * GIB), "available": 6 * GIB, "swap": []},
         "bandwidth": 20_000_000_000,
-        "cgroup": {"version": 2, "controllers": ["cpu", "memory"]},
+        "cgroup": {"version": 2, "controllers": ["cpu", "cpuset", "io", "memory", "pids"]},
         "drives": [DISK],
         "rooms": [room(100)],
         "nics": [NIC],
@@ -108,7 +108,16 @@ def test_a_good_one_has_nothing_said_of_it() -> None:
         ({"memory": {"total": 2 * GIB}}, "memory", "unfit"),
         # What a machine with 4 GB has left: it is let in.
         ({"memory": {"total": int(3.7 * GIB)}}, "memory", "warning"),
-        ({"cgroup": {"controllers": ["cpu", "pids"]}}, "memory limits", "unfit"),
+        (
+            {"cgroup": {"controllers": ["cpu", "cpuset", "io", "pids"]}},
+            "memory limits",
+            "unfit",
+        ),
+        (
+            {"cgroup": {"controllers": ["cpu", "io", "memory"]}},
+            "container limits",
+            "warning",
+        ),
         ({"rooms": [room(2)]}, "room in /", "unfit"),
         ({"rooms": [room(10)]}, "room in /", "warning"),
         ({"rooms": [room(100, read_only=True)]}, "room in /", "unfit"),
@@ -157,6 +166,9 @@ def test_one_thing_is_wrong(more: dict[str, Any], check: str, verdict: str) -> N
     ("vendor", "facts", "verdict"),
     [
         ("OpenMediaVault", DEBIAN, "fit"),
+        ("UGOS", DEBIAN, "warning"),
+        ("fnOS", DEBIAN, "warning"),
+        ("fnOS", {**DEBIAN, "distribution_major_version": "11"}, "unfit"),
         ("", {"distribution": "Ubuntu", "distribution_major_version": "24"}, "unfit"),
         ("", {**DEBIAN, "distribution_major_version": "11"}, "unfit"),
     ],
@@ -178,6 +190,23 @@ def test_what_switches_the_memory_controller_on_is_said_as_it_is_typed() -> None
     command = "ansible-playbook -i INVENTORY nas.assistant.memory_controller -e "
     for text in (found["remedy"], said):
         assert f"{command}kernel_memory_controller=true" in text
+
+
+@pytest.mark.parametrize(
+    ("version", "controllers", "missing"),
+    [
+        (2, ["cpu", "cpuset", "io", "memory", "pids"], ""),
+        (2, ["cpu", "io", "memory"], "pids, cpuset"),
+        (1, ["blkio", "cpu", "cpuset", "memory", "pids"], ""),
+        (1, ["cpu", "cpuset", "memory", "pids"], "blkio"),
+    ],
+)
+def test_controllers_beside_that_of_memory(
+    version: int, controllers: list[str], missing: str
+) -> None:
+    found = judged(machine(cgroup={"version": version, "controllers": controllers}))
+    said = [each["value"] for each in found if each["check"] == "container limits"]
+    assert said == ([f"the kernel has no {missing}"] if missing else [])
 
 
 def test_who_listens_elsewhere_is_in_nobodys_way() -> None:
