@@ -34,7 +34,8 @@ options:
     default: {}
   minimums:
     description: Names among O(values) that are limits. Where the NAS, or something else on it, has
-      a larger one, that stays; of several numbers, each.
+      a larger one, that stays; of several numbers, each. What a file says that nobody has loaded
+      yet is loaded.
     type: list
     elements: str
     default: []
@@ -75,8 +76,8 @@ changed_values:
   type: dict
   returned: always
 refused:
-  description: A sentence for each parameter that the kernel lacks or refuses, or that another file
-    decides on.
+  description: A sentence for each parameter that the kernel lacks or refuses, that another file
+    decides on, or that is given up and has no value of before, since the kernel lacked it then.
   type: list
   elements: str
   returned: always
@@ -96,7 +97,8 @@ from ansible_collections.nas.assistant.plugins.module_utils._files import replac
 PROC = "/proc/sys"
 # Where systemd-sysctl looks, the first one first: of one name, that file counts.
 FOLDERS = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d")
-NAME = re.compile(r"[a-zA-Z0-9_*@-]+([./][a-zA-Z0-9_*:@-]+)+")
+# No pattern such as net.ipv4.conf.*.rp_filter: of what that means at boot, nothing is known now.
+NAME = re.compile(r"[a-zA-Z0-9_@-]+([./][a-zA-Z0-9_:@-]+)+")
 BEFORE = "# before: "
 HELD = "# in force: "
 REFUSED = "# refused: "
@@ -156,6 +158,12 @@ class Set:
         """What the kernel has of a parameter where nobody else has set it since."""
         return self.values.get(name), self.held.get(name)
 
+    def unnoted(self, kernel: Mapping[str, str]) -> list[str]:
+        """The parameters that the kernel has from the file, and nobody knows what was before: it
+        lacked them when the file was written, as without a module that was loaded since."""
+        names = (name for name in self.values if not noted_name(name, self.before))
+        return [name for name in names if name in kernel and kernel[name] in self.of(name)]
+
     def replaced(self, noted: str) -> str:
         """The parameter of ours that took the place of one that is noted: itself or its partner."""
         ours = noted in self.values or noted in self.held
@@ -193,7 +201,12 @@ def normal(value: object) -> str:
 def noted_name(name: str, before: Collection[str]) -> str:
     """Return the name under which is noted what a parameter replaced: its own or its partner's;
     empty where nothing is noted."""
-    return next((each for each in (name, PARTNER.get(name, "")) if each in before), "")
+    return next((each for each in pair_of(name) if each in before), "")
+
+
+def pair_of(name: str) -> tuple[str, ...]:
+    """Return a parameter and, if it has one, its partner."""
+    return (name, PARTNER[name]) if name in PARTNER else (name,)
 
 
 def at_least(wanted: str, base: str) -> str:
@@ -221,21 +234,23 @@ def plan(
     """
     values: dict[str, str] = {}
     before: dict[str, str] = {}
+    unnoted = old.unnoted(kernel)
     for name, value in wanted.items():
         noted = noted_name(name, old.before)
         if name in minimums and name in kernel:
             # What is not from this file is somebody else's, and may have been raised since.
             ours = name in old.before and kernel[name] in old.of(name)
-            base = old.before[name] if ours else kernel[name]
+            base = old.before[name] if ours else "" if name in unnoted else kernel[name]
             # Such a file would be overruled at the next boot.
-            base = at_least(base, earlier.get(proc_path(name, ""), (base, ""))[0])
+            said = earlier.get(proc_path(name, ""), (base, ""))[0]
+            base = at_least(base, said) if base else said
             value = at_least(value, base)
             if value == base:
                 continue
         values[name] = value
         if noted:
             before[noted] = old.before[noted]
-        elif name in kernel:
+        elif name in kernel and name not in unnoted:
             partner = PARTNER.get(name, "")
             counts = partner if kernel[name] == "0" and kernel.get(partner, "0") != "0" else name
             before[counts] = kernel[counts]
@@ -255,7 +270,30 @@ def returning(
     for noted, value in old.before.items():
         name = old.replaced(noted)
         if noted not in kept and name in kernel and kernel[name] in old.of(name):
-            found[noted] = elsewhere.get(proc_path(noted, ""), (value, ""))[0]
+            # A file may have the other one of a pair by now.
+            counts = next((each for each in pair_of(noted) if proc_path(each, "") in elsewhere), "")
+            found[counts or noted] = elsewhere[proc_path(counts, "")][0] if counts else value
+    for name in old.unnoted(kernel):
+        if name not in new.values and proc_path(name, "") in elsewhere:
+            found[name] = elsewhere[proc_path(name, "")][0]
+    return found
+
+
+def unloaded(
+    minimums: Iterable[str],
+    new: Set,
+    kernel: Mapping[str, str],
+    earlier: Mapping[str, tuple[str, str]],
+) -> dict[str, str]:
+    """Return the limits that a file has raised which nobody has loaded yet. They are not in the new
+    file, since that one says enough, and have no note, since it is what comes back anyway."""
+    found = {}
+    for name in minimums:
+        place = proc_path(name, "")
+        if name in kernel and name not in new.values and place in earlier:
+            value = at_least(kernel[name], earlier[place][0])
+            if value != kernel[name]:
+                found[name] = value
     return found
 
 
@@ -377,7 +415,7 @@ def run(module: AnsibleModule) -> dict[str, object]:
     absent = module.params["state"] == "absent"
     wanted = {} if absent else checked(module.params["values"])
     minimums = set(module.params["minimums"])
-    names = {*wanted, *old.before}
+    names = {*wanted, *old.before, *old.values}
     kernel = read(sorted({*names, *(PARTNER[name] for name in names if name in PARTNER)}))
     refused = {name: why for name, why in kernel.refused.items() if name in wanted}
     earlier, later = others(path)
@@ -388,11 +426,14 @@ def run(module: AnsibleModule) -> dict[str, object]:
     wanted = {name: value for name, value in wanted.items() if name not in decided}
     new = plan(wanted, minimums, old, kernel.values, earlier)
     back = returning(old, new, kernel.values, {**earlier, **later})
-    target = {**new.values, **back}
+    limits = minimums & set(wanted)
+    target = {**unloaded(limits, new, kernel.values, earlier), **new.values, **back}
     differ = {
         name: value for name, value in target.items() if kernel.values.get(name, value) != value
     }
-    undone = {name: kernel.values[old.replaced(name)] for name in back if name in differ}
+    # By what is written, which may be the partner of what is noted.
+    notes = {name: noted_name(name, old.before) for name in back if name in differ}
+    undone = {name: kernel.values[old.replaced(noted)] for name, noted in notes.items() if noted}
     # What the kernel has of ours, until it takes what is wanted: a run may end in between.
     held = {
         name: kernel.values[name]
@@ -406,8 +447,8 @@ def run(module: AnsibleModule) -> dict[str, object]:
         values = {name: value for name, value in new.values.items() if name not in bad}
         unset = {noted_name(name, new.before) for name in bad if name not in held}
         before = {name: value for name, value in new.before.items() if name not in unset}
-        before |= {name: old.before[name] for name in undone}
-        holding = {**held, **{old.replaced(name): value for name, value in undone.items()}}
+        before |= {notes[name]: old.before[notes[name]] for name in undone}
+        holding = {**held, **{old.replaced(notes[name]): each for name, each in undone.items()}}
         made = Set(values, before, holding, {name: new.values[name] for name in bad})
         return "" if absent and not undone else made.render()
 
@@ -447,6 +488,12 @@ def run(module: AnsibleModule) -> dict[str, object]:
             for name, value in differ.items()
             if name not in bad and os.access(proc_path(name), os.W_OK)
         }
+    for name in old.unnoted(kernel.values):
+        if name not in target:
+            refused[name] = (
+                f"{name}: stays {kernel.values[name]} until the next boot: the kernel did not have it "
+                "when it was set, so what it was before is not known"
+            )
     shown = [{"before_header": path, "after_header": path, "before": text, "after": text_new}]
     for name, (was, now) in sorted(changes.items()):
         shown.append({"before": f"{name} = {was}\n", "after": f"{name} = {now}\n"})

@@ -28,6 +28,7 @@ from ansible_collections.nas.assistant.plugins.modules.sysctl_set import (
     proc_path,
     read,
     returning,
+    unloaded,
     write,
 )
 
@@ -45,7 +46,9 @@ def test_proc_path(name: str, path: str) -> None:
     assert proc_path(name) == path
 
 
-@pytest.mark.parametrize("name", ["", "vm", "vm..x", "../etc/passwd", "vm.x=1", "vm.x\n"])
+@pytest.mark.parametrize(
+    "name", ["net.ipv4.conf.*.rp_filter", "", "vm", "vm..x", "../etc/passwd", "vm.x=1", "vm.x\n"]
+)
 def test_odd_names(name: str) -> None:
     assert not NAME.fullmatch(name) or ".." in name
 
@@ -131,6 +134,36 @@ def test_a_limit_that_an_earlier_file_has_is_not_lowered_at_boot() -> None:
     new = plan({LIMIT: "5"}, [LIMIT], old, {LIMIT: "5"}, earlier)
     assert new == NOTHING
     assert returning(old, new, {LIMIT: "5"}, earlier) == {LIMIT: "9"}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said", "set_to"),
+    [
+        ("128", "8192", "8192"),
+        ("8192", "8192", None),
+        ("9000", "8192", None),
+        # Ours is more: it is in the file.
+        ("128", "1024", None),
+        # Each number by itself; what is none is nobody's to load.
+        ("1 9 9", "5 8 99", "5 9 99"),
+        ("1 9 9", "5000", None),
+    ],
+)
+def test_a_limit_that_a_file_has_and_nobody_loaded_is_loaded(
+    kernel: str, said: str, set_to: str | None
+) -> None:
+    wanted = {LIMIT: "4096" if " " not in kernel else "1 1 1"}
+    earlier = {"fs/limit": (said, "/etc/sysctl.d/50-x.conf")}
+    new = plan(wanted, [LIMIT], NOTHING, {LIMIT: kernel}, earlier)
+    assert unloaded([LIMIT], new, {LIMIT: kernel}, earlier) == ({LIMIT: set_to} if set_to else {})
+    assert unloaded([LIMIT], new, {}, earlier) == {}
+
+
+def test_where_a_pair_has_changed_its_counting_one_the_file_is_heeded() -> None:
+    """The owner has bytes since, in a file that is read before ours."""
+    old = Set({RATIO: "10"}, {RATIO: "20"})
+    elsewhere = {"vm/dirty_bytes": ("99", "/etc/sysctl.d/10-own.conf")}
+    assert returning(old, NOTHING, {RATIO: "10", BYTES: "0"}, elsewhere) == {BYTES: "99"}
 
 
 def test_what_goes_back() -> None:
@@ -223,7 +256,12 @@ class FakeKernel(dict[str, str]):
         return Kernel({name: self[name] for name in names if name in self}, refused)
 
     def run(
-        self, file: Path, values: dict[str, object], check_mode: bool = False, **more: object
+        self,
+        file: Path,
+        values: dict[str, object],
+        check_mode: bool = False,
+        earlier: dict[str, tuple[str, str]] | None = None,
+        **more: object,
     ) -> dict[str, object]:
         params = {"path": str(file), "values": values, "minimums": [], "strict": False}
         params |= {"state": "present" if values else "absent", **more}
@@ -231,7 +269,7 @@ class FakeKernel(dict[str, str]):
         with (
             mock.patch.object(sysctl_set, "write", self.write),
             mock.patch.object(sysctl_set, "read", self.look),
-            mock.patch.object(sysctl_set, "others", return_value=({}, {})),
+            mock.patch.object(sysctl_set, "others", return_value=(earlier or {}, {})),
         ):
             return dict(sysctl_set.run(module))
 
@@ -312,6 +350,81 @@ def test_one_that_the_kernel_has_no_more_is_nothing_to_put_back(tmp_path: Path) 
     assert kernel.run(file, {"net.module": 2})["refused"]
     done = kernel.run(file, {})
     assert (done["changed"], done["refused"], file.exists()) == (True, [], False)
+
+
+@pytest.mark.parametrize("minimums", [[], ["net.module"]])
+def test_what_the_kernel_lacked_at_first_has_no_value_of_before(
+    tmp_path: Path, minimums: list[str]
+) -> None:
+    """The module was loaded at boot, and the file read: the kernel has ours."""
+    file = tmp_path / "99-ours.conf"
+    kernel = FakeKernel({})
+    assert kernel.run(file, {"net.module": 5}, minimums=minimums)["refused"]
+    kernel["net.module"] = "5"
+    for _ in range(2):
+        again = kernel.run(file, {"net.module": 5}, minimums=minimums)
+        assert (again["changed"], again["refused"]) == (False, [])
+    assert "# before: " not in file.read_text()
+    # Another value is ours, too.
+    assert kernel.run(file, {"net.module": 6}, minimums=minimums)["changed"]
+    assert kernel["net.module"] == "6"
+    assert kernel.run(file, {"net.module": 6}, minimums=minimums)["changed"] is False
+    done = kernel.run(file, {})
+    assert "stays 6 until the next boot" in str(done["refused"])
+    assert (kernel, file.exists()) == ({"net.module": "6"}, False)
+    again = kernel.run(file, {})
+    assert (again["changed"], again["refused"]) == (False, [])
+
+
+@pytest.mark.parametrize("minimums", [[], ["net.module"]])
+def test_then_another_file_says_what_it_is(tmp_path: Path, minimums: list[str]) -> None:
+    file, earlier = tmp_path / "99-ours.conf", {"net/module": ("9", "/etc/sysctl.d/10-own.conf")}
+    kernel = FakeKernel({})
+    kernel.run(file, {"net.module": 5}, minimums=minimums)
+    kernel["net.module"] = "5"
+    kernel.run(file, {"net.module": 5}, earlier=earlier, minimums=minimums)
+    assert kernel["net.module"] == ("9" if minimums else "5")
+    done = kernel.run(file, {}, earlier=earlier)
+    assert (kernel["net.module"], done["refused"], file.exists()) == ("9", [], False)
+
+
+def test_a_modules_own_value_is_noted_once_it_is_there(tmp_path: Path) -> None:
+    """It was loaded after the file was read, and has a value of its own."""
+    file = tmp_path / "99-ours.conf"
+    kernel = FakeKernel({})
+    kernel.run(file, {"net.module": 5})
+    kernel["net.module"] = "1"
+    kernel.run(file, {"net.module": 5})
+    assert kernel["net.module"] == "5"
+    kernel.run(file, {})
+    assert (kernel["net.module"], file.exists()) == ("1", False)
+
+
+def test_what_a_file_has_raised_is_in_force_and_not_in_ours(tmp_path: Path) -> None:
+    file, earlier = tmp_path / "99-ours.conf", {"net/most": ("8192", "/etc/sysctl.d/50-x.conf")}
+    kernel = FakeKernel({"net.most": "128"})
+    wish: dict[str, object] = {"net.most": 4096}
+    checked_only = kernel.run(file, wish, True, earlier=earlier, minimums=["net.most"])
+    done = kernel.run(file, wish, earlier=earlier, minimums=["net.most"])
+    assert done["changed_values"] == {"net.most": ["128", "8192"]}
+    assert checked_only["refused"] == done["refused"] == []
+    assert parse_file(file.read_text()) == {}
+    assert kernel.run(file, wish, earlier=earlier, minimums=["net.most"])["changed"] is False
+    kernel.run(file, {}, earlier=earlier)
+    assert (kernel["net.most"], file.exists()) == ("8192", False)
+
+
+def test_bytes_that_came_later_come_back(tmp_path: Path) -> None:
+    """Also where the kernel does not take them at first."""
+    file, earlier = tmp_path / "99-ours.conf", {"vm/dirty_bytes": ("99", "/etc/sysctl.d/1.conf")}
+    kernel = FakeKernel({RATIO: "20", BYTES: "0"})
+    kernel.run(file, {RATIO: 10})
+    kernel.broken = [BYTES]
+    assert kernel.run(file, {}, earlier=earlier)["refused"]
+    assert file.exists()
+    kernel.broken = []
+    kernel.run(file, {}, earlier=earlier)
+    assert (kernel[BYTES], file.exists()) == ("99", False)
 
 
 def test_a_value_that_is_none_is_not_for_the_next_boot(tmp_path: Path) -> None:
