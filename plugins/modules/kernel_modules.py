@@ -13,6 +13,8 @@ description:
   - Loads those that there are, and lists them in a file of C(/etc/modules-load.d). One that the
     kernel does not have, or has built in, is not listed, since systemd counts a name that it does
     not find as a unit that failed.
+  - A kernel that was upgraded and not started yet has taken the modules of the one that runs with
+    it. Nothing can be looked up then, so the file keeps what it lists, and a reboot is asked for.
   - M(community.general.modprobe) takes one module a task, and fails where there is none.
 author:
   - The nas.assistant contributors
@@ -49,8 +51,12 @@ loaded:
   type: list
   elements: str
   returned: success
+reboot:
+  description: Whether a kernel that was upgraded waits for its first start.
+  type: bool
+  returned: success
 missing:
-  description: Modules that this kernel does not have.
+  description: Modules that this kernel does not have, as far as they can be looked up.
   type: list
   elements: str
   returned: success
@@ -64,6 +70,7 @@ from ansible_collections.nas.assistant.plugins.module_utils import _sysfs as sys
 from ansible_collections.nas.assistant.plugins.module_utils._commands import demand, run
 from ansible_collections.nas.assistant.plugins.module_utils._files import replace
 
+MODULES = "/lib/modules"
 HEAD = "# Written by nas.assistant.kernel_modules.\n"
 
 
@@ -85,18 +92,40 @@ def in_kernel(text: str) -> set[str]:
     return {line.split()[0] for line in text.splitlines()}
 
 
+def is_replaced(folder: str = MODULES, modules: str = "/proc/modules") -> bool:
+    """Whether the modules of the kernel that runs are gone, and those of another one are there. A
+    container has none, and so has a kernel that loads none."""
+    if os.path.isdir(os.path.join(folder, os.uname().release)) or not os.path.exists(modules):
+        return False
+    return any(os.path.isdir(os.path.join(folder, name, "kernel")) for name in listed(folder))
+
+
+def listed(folder: str) -> list[str]:
+    """Return the names in a folder; none where there is no such folder."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
 def bring(path: str, names: Sequence[str], check_mode: bool) -> dict[str, object]:
     """Bring file and kernel to what is wanted; return the module's result."""
-    places = {name: place(name) for name in names}
-    there = sorted(name for name, found in places.items() if found not in ("", "(builtin)"))
-    now = in_kernel(sysfs.text("/proc/modules"))
-    needed = [name for name in there if name.replace("-", "_") not in now]
-    text = HEAD + "".join(f"{name}\n" for name in there) if there else ""
     try:
         with open(path, encoding="utf-8") as stream:
             old = stream.read()
     except FileNotFoundError:
         old = ""
+    now = in_kernel(sysfs.text("/proc/modules"))
+    replaced = bool(names) and is_replaced()
+    places: dict[str, str] = {}
+    if replaced:
+        known = {*old.splitlines(), *(name for name in names if name.replace("-", "_") in now)}
+        there, needed = sorted(known & set(names)), []
+    else:
+        places = {name: place(name) for name in names}
+        there = sorted(name for name, found in places.items() if found not in ("", "(builtin)"))
+        needed = [name for name in there if name.replace("-", "_") not in now]
+    text = HEAD + "".join(f"{name}\n" for name in there) if there else ""
     if not check_mode:
         for name in needed:
             demand(["modprobe", name], ModulesError, package="kmod")
@@ -106,8 +135,9 @@ def bring(path: str, names: Sequence[str], check_mode: bool) -> dict[str, object
             os.unlink(path)
     return {
         "changed": bool(needed) or text != old,
+        "reboot": replaced,
         "loaded": needed,
-        "missing": [name for name in names if not places[name]],
+        "missing": [name for name in names if not replaced and not places[name]],
         "diff": [
             {"before_header": path, "after_header": path, "before": old, "after": text},
             *({"before": "", "after": f"{name}: loaded\n"} for name in needed),
@@ -128,6 +158,11 @@ def main() -> None:
         found = bring(module.params["path"], module.params["names"], module.check_mode)
     except (ModulesError, OSError) as error:
         module.fail_json(msg=str(error))
+    if found["reboot"]:
+        module.warn(
+            f"the kernel that runs, {os.uname().release}, was upgraded, and its modules are gone: "
+            "reboot, and run this again"
+        )
     module.exit_json(**found)
 
 

@@ -148,7 +148,9 @@ def bring(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         refuse(wish, have, fresh)
     name = swap.unit(wish) if wish else ""
     gone = {unit: each for unit, each in have.items() if unit != name}
-    again = fresh or bool(wish and (not swap.is_written(wish, name) or _is_outdated(name)))
+    again = fresh or bool(
+        wish and (not swap.is_written(wish, name) or _is_outdated(name) or _is_gone(wish, name))
+    )
     changed = bool(gone or again or (wish and _verbs(name)))
     if changed and not check_mode:
         _change(wish, name, gone, fresh, again)
@@ -198,6 +200,13 @@ def _is_outdated(unit: str) -> bool:
     found = show([unit])[unit]
     newer = newer_than([os.path.join(swap.UNITS, unit)], loaded_at(found, ""))
     return found["ActiveState"] == "active" and bool(newer)
+
+
+def _is_gone(wish: Swap, unit: str) -> bool:
+    """Whether somebody has switched it off, which systemd sees of a file only."""
+    if wish.kind != "zram" or show([unit])[unit]["ActiveState"] != "active":
+        return False
+    return not any(os.path.basename(path).startswith("zram") for path in swap.in_use())
 
 
 def _off(unit: str, each: Swap) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,14 @@ import pytest
 import yaml
 from ansible_collections.nas.assistant.plugins.filter import kernel
 from ansible_collections.nas.assistant.plugins.filter.kernel import kernel_queues
-from ansible_collections.nas.assistant.plugins.module_utils._swap import HEAD, Swap, ours, parse
+from ansible_collections.nas.assistant.plugins.module_utils._swap import (
+    HEAD,
+    ZRAM_UNIT,
+    Swap,
+    ours,
+    parse,
+)
+from ansible_collections.nas.assistant.plugins.modules import kernel_modules, swap
 from ansible_collections.nas.assistant.plugins.modules.kernel_modules import in_kernel
 from ansible_collections.nas.assistant.plugins.modules.swap import wish_of
 from expressions import ROLES, load, templar, trusted
@@ -353,6 +361,81 @@ def test_units_of_others_are_not_ours(tmp_path: Path) -> None:
 def test_what_is_refused(params: dict[str, Any], reason: str) -> None:
     with pytest.raises(Exception, match=reason):
         wish_of(params)
+
+
+RUNS = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}
+RUNS |= {"InactiveExitTimestamp": ""}
+
+
+@pytest.mark.parametrize(
+    ("kind", "used", "state", "changed"),
+    [
+        ("zram", {"/dev/zram0": 1}, "active", False),
+        # `swapoff /dev/zram0`: its unit is active still. One that is not is started anyway.
+        ("zram", {}, "active", True),
+        ("zram", {"/own": 1}, "active", True),
+        ("zram", {}, "inactive", True),
+        # Of a file, systemd knows it.
+        ("file", {}, "active", False),
+    ],
+)
+def test_zram_that_somebody_switched_off_comes_back(
+    monkeypatch: pytest.MonkeyPatch, kind: str, used: dict[str, int], state: str, changed: bool
+) -> None:
+    path = "/srv/file" if kind == "file" else ""
+    name = "srv-file.swap" if path else ZRAM_UNIT
+    monkeypatch.setattr(swap.swap, "unit", lambda _: name)
+    monkeypatch.setattr(swap.swap, "ours", lambda: {name: Swap(path, 1 << 30)})
+    monkeypatch.setattr(swap.swap, "in_use", lambda: used)
+    monkeypatch.setattr(swap.swap, "size_of", lambda _: 1 << 30)
+    monkeypatch.setattr(swap.swap, "is_written", lambda *_: True)
+    monkeypatch.setattr(swap, "refuse", lambda *_: None)
+    monkeypatch.setattr(swap, "show", lambda units: {units[0]: {**RUNS, "ActiveState": state}})
+    done: list[tuple[object, ...]] = []
+    monkeypatch.setattr(swap, "_change", lambda *given: done.append(given))
+    found = swap.bring({"kind": kind, "size": "1G", "path": path or None}, False)
+    assert (found["changed"], bool(done)) == (changed, changed)
+    # What systemd believes to be active is set up anew.
+    assert [given[-1] for given in done] == [True] * (changed and state == "active") + [False] * (
+        changed and state != "active"
+    )
+
+
+@pytest.mark.parametrize(
+    ("folders", "replaced"),
+    [
+        ([], False),
+        ([os.uname().release], False),
+        (["9.9.9-next"], True),
+        (["9.9.9-next", os.uname().release], False),
+    ],
+)
+def test_a_kernel_that_was_upgraded_has_no_modules_left(
+    tmp_path: Path, folders: list[str], replaced: bool
+) -> None:
+    for name in folders:
+        (tmp_path / "modules" / name / "kernel").mkdir(parents=True)
+    listing = tmp_path / "proc"
+    assert not kernel_modules.is_replaced(str(tmp_path / "modules"), str(listing))
+    listing.touch()
+    assert kernel_modules.is_replaced(str(tmp_path / "modules"), str(listing)) is replaced
+
+
+def test_then_the_list_of_modules_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what is loaded joins it; what it lists and is not wanted goes."""
+    file = tmp_path / "ours.conf"
+    file.write_text(f"{kernel_modules.HEAD}nf_conntrack\nold\n")
+    monkeypatch.setattr(kernel_modules, "is_replaced", lambda: True)
+    monkeypatch.setattr(kernel_modules.sysfs, "text", lambda _: "tcp_bbr 20480 0 - Live 0x0")
+    names = ["nf_conntrack", "tcp_bbr", "sch_fq"]
+    for changed in (True, False):
+        found = kernel_modules.bring(str(file), names, False)
+        assert (found["changed"], found["loaded"], found["missing"]) == (changed, [], [])
+        assert found["reboot"]
+        assert file.read_text() == f"{kernel_modules.HEAD}nf_conntrack\ntcp_bbr\n"
+    # Nothing is wanted any more: that needs no look.
+    assert kernel_modules.bring(str(file), [], False)["reboot"] is False
+    assert not file.exists()
 
 
 def test_what_is_wanted() -> None:

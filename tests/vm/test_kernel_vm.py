@@ -125,6 +125,21 @@ def test_all_is_in_force_at_once(lab: Lab, before: str) -> None:
     assert "changed=0" in kernel(lab, **ZRAM)
 
 
+def test_zram_that_somebody_switched_off_comes_back(lab: Lab) -> None:
+    (host,) = lab.hosts
+    lab.on(host, "swapoff /dev/zram0")
+    assert swaps(lab) == []
+    assert "changed=0" not in kernel(lab, "--check", **ZRAM)
+    assert swaps(lab) == []
+    kernel(lab, **ZRAM)
+    (swap,) = swaps(lab)
+    assert swap[0].startswith("/dev/zram")
+    # The one of before holds no memory any more.
+    assert len(lab.on(host, "zramctl --noheadings").splitlines()) == 1
+    assert "changed=0" in kernel(lab, **ZRAM)
+    assert lab.on(host, "systemctl list-units --failed --plain --no-legend") == ""
+
+
 def test_and_after_a_reboot(lab: Lab) -> None:
     restart(lab)
     in_force(lab)
