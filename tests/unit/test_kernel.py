@@ -100,6 +100,56 @@ def test_parameters_are_as_many_as_preflight_says(given: dict[str, Any], count: 
 
 
 @pytest.mark.parametrize(
+    ("swap", "given", "value", "minimum"),
+    [
+        # The NAS's own swap may be zram, with a higher one.
+        ({}, {}, 60, True),
+        ({"kind": "keep"}, {}, 60, True),
+        ({"kind": "file"}, {}, 60, False),
+        ({"kind": "zram"}, {}, 100, False),
+        ({}, {"vm.swappiness": 10}, 10, False),
+    ],
+)
+def test_swappiness(swap: dict[str, str], given: dict[str, int], value: int, minimum: bool) -> None:
+    facts = {"ansible_facts": {"memtotal_mb": 8000}}
+    role = templar(
+        "kernel", [kernel.FilterModule()], kernel_swap=swap, kernel_sysctl=given, **facts
+    )
+    assert role.template(trusted("{{ __kernel_sysctl }}"))["vm.swappiness"] == value
+    minimums = role.template(trusted("{{ __kernel_minimums }}"))
+    assert ("vm.swappiness" in minimums) is minimum
+    assert "net.core.somaxconn" in minimums
+
+
+CONNTRACK = "net.netfilter.nf_conntrack_max: this kernel has no such parameter"
+QDISC = "net.core.default_qdisc: this kernel has no such parameter"
+
+
+@pytest.mark.parametrize(
+    ("check", "loaded", "said"),
+    [
+        (True, ["nf_conntrack", "tcp_bbr"], [QDISC]),
+        (True, ["tcp_bbr"], [CONNTRACK, QDISC]),
+        (False, ["nf_conntrack"], [CONNTRACK, QDISC]),
+    ],
+)
+def test_check_mode_misses_nothing_that_a_module_brings(
+    check: bool, loaded: list[str], said: list[str]
+) -> None:
+    (task,) = named("sysctl.yml", "Say what this kernel does not take")
+    role = templar(
+        "kernel",
+        [],
+        ansible_check_mode=check,
+        __kernel_modules_set={"loaded": loaded},
+        __kernel_set={"refused": [CONNTRACK, QDISC]},
+    )
+    assert role.evaluate_conditional(task["when"])
+    message = role.template(task["ansible.builtin.debug"]["msg"])
+    assert message == f"nas1: {'; '.join(said)}"
+
+
+@pytest.mark.parametrize(
     ("wanted", "before", "looked"),
     [
         ("", "", False),
@@ -149,6 +199,11 @@ def test_the_governors_unit_waits_for_udev() -> None:
         "-/usr/bin/udevadm settle --timeout=60",
         f"/usr/bin/systemd-tmpfiles --create {file}",
     ]
+    # After what sets another one at boot: Raspberry Pi OS, Armbian, OpenMediaVault.
+    after = " ".join(line for line in unit.splitlines() if line.startswith("After="))
+    others = ("raspi-config", "cpufrequtils", "loadcpufreq", "armbian-hardware-optimize", "tuned")
+    for each in others:
+        assert f"{each}.service" in after
     content = role.template(trusted((templates / f"{file[1:]}.j2").read_text()))
     place = "/sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
     assert f"w- {place} - - - - schedutil" in content.splitlines()

@@ -170,6 +170,8 @@ def test_swap_moves_to_a_file_grows_and_goes(lab: Lab) -> None:
     assert [row[0] for row in swaps(lab)] == ["/var/lib/other/swap"]
     kernel(lab)
     assert swaps(lab) == []
+    # The owner's own, since what swap there is from now on is the owner's too.
+    assert lab.on(host, "sysctl -n vm.swappiness") == "70"
     assert lab.on(host, "ls /var/lib/other 2>&1 || true").endswith("No such file or directory")
 
 
