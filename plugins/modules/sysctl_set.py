@@ -491,8 +491,8 @@ def run(module: AnsibleModule) -> dict[str, object]:
     for name in old.unnoted(kernel.values):
         if name not in target:
             refused[name] = (
-                f"{name}: stays {kernel.values[name]} until the next boot: the kernel had none when it "
-                "was set, so what it was before is not known"
+                f"{name}: stays {kernel.values[name]} until the next boot: the kernel had none "
+                "when it was set, so what it was before is not known"
             )
     shown = [{"before_header": path, "after_header": path, "before": text, "after": text_new}]
     for name, (was, now) in sorted(changes.items()):

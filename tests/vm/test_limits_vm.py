@@ -58,6 +58,19 @@ def test_limits_hold(on: On, seen: Callable[[], dict[str, object]]) -> None:
     assert (limits["cpuset"], limits["io_priority"], limits["oom_score_adj"]) == ("0-1", 2, 300)
 
 
+def test_swap_without_a_limit_is_told(
+    lab: Lab, on: On, seen: Callable[[], dict[str, object]]
+) -> None:
+    """As of a runtime that loses it; one that counts none would say nothing at all."""
+    on(f"echo max >{SCOPE}/memory.swap.max")
+    try:
+        assert seen()["swap"] == -1
+        told = said(play(lab, "assistant"))
+    finally:
+        on(f"echo 4096 >{SCOPE}/memory.swap.max")
+    assert "swap: asked for was 4096, in force is no limit" in told
+
+
 def test_what_takes_all_inside_ends_inside(lab: Lab, on: On) -> None:
     """Nothing else of the NAS ends, nor does it lose the memory that the container may not have."""
     before, kills = on(SERVICES), int(on(KILLS))
