@@ -18,8 +18,8 @@ from nas_assistant.local_http import LocalHttpError, request
 from nas_assistant.settings import Settings
 
 from .conftest import BASE_MODEL, CHAT_MODEL, gguf_file
+from .schema_cases import tree
 from .service_process import SOURCE, Service
-from .test_structured import tree
 
 
 def stall(engine: EngineProcess) -> None:
