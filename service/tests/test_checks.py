@@ -53,6 +53,23 @@ def test_chat_needs_a_template(
 
 
 @pytest.mark.parametrize(
+    ("template", "extra", "tools"),
+    [
+        ("{% for tool in tools %}{% endfor %}", "", True),
+        ("{{ messages }}", "", False),
+        ("{% for tool in tools %}{% endfor %}", "chat_template = chatml\n", False),
+    ],
+)
+def test_tools_need_a_template_that_knows_them(
+    models_dir: Path, load: Callable[..., Settings], template: str, extra: str, tools: bool
+) -> None:
+    data = gguf_file(template=template)
+    (models_dir / "tiny.gguf").write_bytes(data)
+    checked = check_start(load(data, extra), models_dir, "source")
+    assert checked.models["default"].model.tools is tools
+
+
+@pytest.mark.parametrize(
     ("pooling", "causal", "kind", "kept"),
     [
         (1, False, Kind.EMBEDDING, False),

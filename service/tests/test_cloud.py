@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,6 +21,7 @@ from nas_assistant.control import Backend
 from nas_assistant.engine import EngineUnavailable, Kind, Model
 from nas_assistant.errors import ApiError
 from nas_assistant.settings import Upstream
+from nas_assistant.streams import rewrite
 
 from .conftest import call_of
 
@@ -266,3 +268,37 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
             return await ask(url, certificates=certificate.read_text("ascii"))
 
     assert b"error" in run(check())
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ({"message": "overloaded", "code": 529}, 503, "says: overloaded"),
+        ({"message": "slow down", "type": "rate_limit_error"}, 429, "says: slow down"),
+        ({"message": "Incorrect API key: sk-secret", "code": "invalid_api_key"}, 503, "not let"),
+        ({"message": "sk-secret is odd"}, 503, "says: *** is odd"),
+        ({"message": "no", "code": 400}, 400, "says: no"),
+        ("it broke", 503, "says: it failed"),
+    ],
+)
+def test_an_error_inside_a_stream_is_the_upstreams(error: object, status: int, said: str) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"", content_type="text/event-stream")
+
+    async def check() -> bytes:
+        async with server(handler) as url:
+            asker = Cloud({"example": Upstream("example", url, timeout=5, retries=0, parallel=1)})
+            try:
+                call = call_of("smart", stream=True)
+                async with asker.ask(Backend(MODEL, "", "sk-secret"), call) as answer:
+                    body = json.dumps({"error": error}).encode()
+                    events, found = rewrite(b"data: " + body + b"\n\n", answer.explain)
+            finally:
+                await asker.close()
+        assert found == status
+        return events
+
+    events = run(check())
+    assert said.encode() in events
+    assert b"The cloud 'example'" in events
+    assert b"sk-secret" not in events

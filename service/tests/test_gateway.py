@@ -42,6 +42,7 @@ RING = KeyRing(
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 LARGE = f"[model:large]\nfile = large.gguf\nsha256 = {'1' * 64}\n"
+CLOCK = {"type": "function", "function": {"name": "clock"}}
 WEATHER = {"type": "function", "function": {"name": "weather"}}
 
 
@@ -190,6 +191,35 @@ def test_a_model_whose_name_is_no_text(client: TestClient) -> None:
 def test_completion(client: TestClient, engine: FakeEngine) -> None:
     assert client.post("/v1/completions", json={"prompt": ["Once"], "echo": False}).is_success
     assert engine.requests == [("default", "/v1/completions", {"prompt": "Once"}, "owner")]
+
+
+def test_no_limit_is_none(client: TestClient, engine: FakeEngine) -> None:
+    """As LangChain and llama-server's clients say it."""
+    for limit in ("max_tokens", "max_completion_tokens"):
+        assert client.post(CHAT, json=HELLO | {limit: -1, "n": 1, "top_k": -1}).is_success
+    body = {"prompt": "Once", "max_tokens": -1, "response_format": {"type": "text"}}
+    assert client.post("/v1/completions", json=body).is_success
+    assert not [sent for _, _, sent, _ in engine.requests if "max_tokens" in sent]
+
+
+def test_a_tool_that_must_be_called_needs_a_model_that_knows_tools(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    plain = Model("default", Kind.CHAT, 1, tools=False)
+    body = HELLO | {"tools": [WEATHER]}
+    for choice in ("required", named("weather")):
+        assert client.post(CHAT, json=body | {"tool_choice": choice}).is_success
+    # The engine takes a name for no choice.
+    assert client.post(CHAT, json=HELLO | {"tools": [CLOCK, WEATHER], "tool_choice": choice})
+    assert [sent["tool_choice"] for _, _, sent, _ in engine.requests] == ["required"] * 3
+    assert [sent["tools"] for _, _, sent, _ in engine.requests] == [[WEATHER]] * 3
+    engine.state = EngineState(True, "", {"default": plain})
+    for choice in ("required", named("weather")):
+        answer = client.post(CHAT, json=body | {"tool_choice": choice})
+        assert check_error(answer, 400, "tools_not_supported")["param"] == "tool_choice"
+    for free in ("auto", "none", None):
+        assert client.post(CHAT, json=body | {"tool_choice": free}).is_success
+    assert len(engine.requests) == 6
 
 
 OTHERS = {
@@ -372,6 +402,13 @@ def test_developer_is_the_newer_name_of_system(client: TestClient, engine: FakeE
         ),
         (HELLO | {"top_logprobs": 21}, "top_logprobs"),
         (HELLO | {"repeat_penalty": 0}, "repeat_penalty"),
+        (HELLO | {"max_tokens": -2}, "max_tokens"),
+        (HELLO | {"grammar": 'root ::= "x"'}, "grammar"),
+        (HELLO | {"json_schema": {"type": "string"}}, "json_schema"),
+        (HELLO | {"guided_json": {"type": "string"}}, "guided_json"),
+        (HELLO | {"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
+        (HELLO | {"functions": [{"name": "clock"}]}, "functions"),
+        (HELLO | {"function_call": {"name": "clock"}}, "function_call"),
         (HELLO | {"tool_choice": "banana"}, "tool_choice"),
         (HELLO | {"tool_choice": "required"}, "tool_choice"),
         (HELLO | {"tool_choice": {"type": "function"}}, "tool_choice"),
@@ -396,6 +433,10 @@ def test_bad_chat_requests(
         ({"prompt": "a", "best_of": 2}, "best_of"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "logprobs": 2}, "logprobs"),
+        ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),
+        ({"prompt": "a", "response_format": {"type": "nonsense"}}, "response_format"),
+        ({"prompt": "a", "json_schema": {"type": "string"}}, "json_schema"),
+        ({"prompt": "a", "guided_choice": ["a"]}, "guided_choice"),
     ],
 )
 def test_bad_completion_requests(client: TestClient, request_: dict[str, Any], param: str) -> None:
@@ -492,6 +533,14 @@ ENGINE_BATCH = (
     b'{"error":{"code":500,"message":"input (902 tokens) is too large to process. increase the '
     b'physical batch size (current batch size: 512)","type":"server_error"}}'
 )
+ENGINE_GRAMMAR = (
+    b'{"error":{"code":400,"message":"Failed to initialize samplers: failed to parse grammar",'
+    b'"type":"invalid_request_error"}}'
+)
+ENGINE_NO_TEXT = (
+    b'{"error":{"code":500,"message":"Unexpected empty grammar stack after accepting piece: x",'
+    b'"type":"server_error"}}'
+)
 ENGINE_SCHEMA = (
     b'{"error":{"code":400,"message":"Unable to generate parser for this template. Automatic parser'
     b' generation failed: JSON schema error at #: type 5","type":"invalid_request_error"}}'
@@ -504,6 +553,8 @@ ENGINE_SCHEMA = (
         (400, ENGINE_400, 400, "invalid_value"),
         (400, ENGINE_CONTEXT, 400, "context_length_exceeded"),
         (400, ENGINE_SCHEMA, 400, "invalid_json_schema"),
+        (400, ENGINE_GRAMMAR, 400, "invalid_json_schema"),
+        (500, ENGINE_NO_TEXT, 400, "invalid_json_schema"),
         (500, ENGINE_BATCH, 400, "context_length_exceeded"),
         (500, b'{"error":{"code":500,"message":"x","type":"server_error"}}', 500, "engine_error"),
         (503, b'{"error":{"code":503,"message":"Loading model"}}', 503, "not_ready"),
@@ -520,6 +571,23 @@ def test_engine_errors_are_rewritten(
     with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
         check_error(client.post(CHAT, json=HELLO | {"stream": stream}), expected, code)
     assert engine.active == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [WEATHER]}, "tools"),
+        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, None),
+    ],
+)
+def test_whose_schema_cannot_be_used(
+    settings: Settings, fields: dict[str, Any], param: str | None
+) -> None:
+    engine = FakeEngine(ENGINE_SCHEMA, status=400)
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
+        error = check_error(client.post(CHAT, json=HELLO | fields), 400, "invalid_json_schema")
+    assert error["param"] == param
 
 
 EVENT = b'data: {"choices":[{"delta":{"content":"a {\\"error\\": 1}"}}]}\n\n'
@@ -570,17 +638,49 @@ def test_figures_are_for_those_who_ask(
     assert outcome.first_seconds is not None
 
 
+ENGINE_500 = b'{"error":{"code":500,"message":"no","type":"server_error"}}'
+
+
 @pytest.mark.parametrize("cut", [0, 3, 20])
-@pytest.mark.parametrize("prefix", [b"data: ", b"error: "])
-def test_errors_inside_a_stream(settings: Settings, prefix: bytes, cut: int) -> None:
-    error = prefix + ENGINE_400 + b"\n\n"
-    parts = (EVENT, error[:cut], error[cut:])
-    with TestClient(create_app(settings, FakeEngine(*parts), RING), headers=AUTH) as client:
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (b"data: " + ENGINE_400, 400),
+        (b"error: " + ENGINE_400, 400),
+        (b"data: " + ENGINE_500, 500),
+        (b"data: " + ENGINE_500.replace(b'{"error"', b'{ "error"'), 500),
+        (b'data: {"choices":[],' + ENGINE_500[1:], 500),
+        (b"event: error\ndata: " + ENGINE_500, 500),
+        (b"event:error\ndata: it broke", 500),
+    ],
+)
+def test_errors_inside_a_stream(settings: Settings, error: bytes, status: int, cut: int) -> None:
+    error += b"\n\n"
+    engine = FakeEngine(EVENT, error[:cut], error[cut:])
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
         content = client.post(CHAT, json=HELLO | {"stream": True}).content
+    # It is no success in the books, and none to what watches over upstreams.
+    assert [outcome.status for outcome in engine.outcomes] == [status]
     assert content.startswith(EVENT)
     shape = json.loads(content.removeprefix(EVENT).removeprefix(b"data: "))
     assert list(shape["error"]) == ["message", "type", "param", "code"]
     assert isinstance(shape["error"]["code"], str)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'data: {"choices":[{"delta":{"content":"a"}}],"error":null}\n\n',
+        b'data: {"error"\n\n',
+        b": error\n\n",
+        b'data: {"choices":[{"delta":{"content":"x","error":1}}]}\n\n',
+    ],
+)
+def test_what_is_no_error_inside_a_stream(settings: Settings, event: bytes) -> None:
+    engine = FakeEngine(event, DONE)
+    with TestClient(create_app(settings, engine, RING), headers=AUTH) as client:
+        assert client.post(CHAT, json=HELLO | {"stream": True}).content == event + DONE
+    assert [outcome.status for outcome in engine.outcomes] == [200]
 
 
 def test_engine_that_dies_while_it_answers(settings: Settings) -> None:

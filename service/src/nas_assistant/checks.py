@@ -76,6 +76,7 @@ class _Found:
     path: Path
     kind: Kind
     candidate: Candidate
+    tools: bool
 
 
 def check_start(
@@ -171,14 +172,16 @@ def _look(model: ModelSettings, models_dir: Path, settings: Settings) -> _Found:
     kind = Kind.CHAT if model.chat_template or head.chat_template else Kind.TEXT
     if head.pooling:
         kind = Kind.RERANK if head.pooling == RANK else Kind.EMBEDDING
-    return _Found(path, kind, candidate)
+    # Those that llama.cpp has built in know none.
+    tools = not model.chat_template and "tools" in head.chat_template
+    return _Found(path, kind, candidate, tools)
 
 
 def _checked(name: str, found: _Found, sizing: Sizing) -> CheckedModel:
     return CheckedModel(
         settings=sizing.settings.models[name],
         path=found.path,
-        model=Model(name, found.kind, int(found.path.stat().st_mtime)),
+        model=Model(name, found.kind, int(found.path.stat().st_mtime), tools=found.tools),
         need=sizing.need(name),
         threads=sizing.settings.threads or usable_threads(),
         sizing=sizing.reason(name),

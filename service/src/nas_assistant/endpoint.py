@@ -182,6 +182,8 @@ class Endpoint:
             raise _Elsewhere("unavailable", error, counted=False) from error
         if model.kind not in self._kinds:
             raise _other_kind(model, self.path)
+        if exchange.generation.calls is not None and not model.tools:
+            raise _no_tools(model)
         call = Call(
             model=name,
             path=self.path,
@@ -239,7 +241,7 @@ class Endpoint:
                 "context_length_exceeded",
             )
             raise _Elsewhere("context", error, counted=False)
-        return generation.body
+        return generation.local_body()
 
     async def _exchange(self, exchange: _Exchange, model: Model, call: Call) -> None:
         meter = Meter(len(call.body))
@@ -248,6 +250,8 @@ class Endpoint:
         async with self._engine.generate(call) as answer:
             if answer.status != 200:
                 error = answer.explain(await answer.read())
+                if error.code == "invalid_json_schema":
+                    error.param = exchange.generation.schema_in
                 error.headers[SERVED_BY] = model.served_by
                 raise error
             answer.outcome = meter.outcome(CLIENT_GONE)
@@ -299,12 +303,15 @@ async def _stream(answer: EngineAnswer, meter: Meter, exchange: _Exchange, serve
                 if exchange.transcript:
                     exchange.transcript.feed(events)
                 answer.outcome = meter.outcome(CLIENT_GONE)
+                # Before figures are left out: some upstreams send an error among such.
+                events, failed = rewrite(events, answer.explain)
+                status = failed or status
                 if exchange.generation.wants_usage:
                     events = say_who(events, served_by)
                 else:
                     events = without_usage(events)
                 await exchange.send(
-                    {"type": "http.response.body", "body": rewrite(events), "more_body": True}
+                    {"type": "http.response.body", "body": events, "more_body": True}
                 )
             if len(held) > _LONGEST_EVENT:
                 raise EngineUnavailable("it writes an event that does not end")
@@ -375,6 +382,15 @@ def find(settings: Settings, engine: Engine, name: str, key: ApiKey) -> Model:
 
 def _not_allowed(message: str) -> ApiError:
     return ApiError(403, "model_not_allowed", message, param="model")
+
+
+def _no_tools(model: Model) -> ApiError:
+    return bad_request(
+        f"The model '{model.name}' cannot be made to call a tool: its chat template knows none. "
+        "Use another model, or the tool_choice auto, with which it answers without.",
+        "tool_choice",
+        "tools_not_supported",
+    )
 
 
 def _other_kind(model: Model, path: str) -> ApiError:

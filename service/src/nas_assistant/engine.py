@@ -27,13 +27,15 @@ class Kind(StrEnum):
 @dataclass(frozen=True)
 class Model:
     """A model that can be asked; where it is not in memory, it is loaded for the first who does.
-    ``created``: Unix time. ``upstream``: who answers it, empty for this machine.
+    ``created``: Unix time. ``upstream``: who answers it, empty for this machine. ``tools``: it can
+    be offered some, as far as is known.
     """
 
     name: str
     kind: Kind
     created: int
     upstream: str = ""
+    tools: bool = True
 
     @property
     def served_by(self) -> str:

@@ -11,6 +11,11 @@ from typing import Any
 
 # What llama.cpp says of a text that is read at once and does not fit into its batch.
 _TOO_LONG = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
+# And of a schema that it takes at first.
+_UNUSABLE = {
+    "failed to parse grammar": "the engine can make no grammar of it",
+    "Unexpected empty grammar stack": "there is no text that fits it",
+}
 # What is taken over of an error of an upstream, or of the engine, which may repeat the request.
 _CODE = re.compile(r"[a-z_]{1,64}")
 _LONGEST_MESSAGE = 500
@@ -65,12 +70,16 @@ def unavailable(reason: str) -> ApiError:
 
 
 def from_cloud(upstream: str, status: int, headers: Mapping[str, str], body: bytes) -> ApiError:
-    """An upstream's error in our shape. ``body`` may be anything."""
+    """An upstream's error in our shape. ``body`` may be anything. Inside a stream, whose ``status``
+    is 200, it may say what kind of error it is.
+    """
     try:
         error: Any = json.loads(body)["error"]
         message, code = str(error["message"])[:_LONGEST_MESSAGE], error.get("code")
     except (ValueError, KeyError, TypeError, AttributeError):
-        message, code = f"HTTP {status}", None
+        message, code, error = f"HTTP {status}" if status != 200 else "it failed", None, {}
+    if status == 200:
+        status = _status_of(code, error.get("type"))
     said = f"The cloud '{upstream}' says: {message}"
     if status == 429:
         wait = headers.get("Retry-After", "")
@@ -85,6 +94,15 @@ def from_cloud(upstream: str, status: int, headers: Mapping[str, str], body: byt
     elif 300 <= status < 400:
         said = f"The cloud '{upstream}' has moved to another address"
     return ApiError(503, "upstream_error", said, headers={"Retry-After": "30"})
+
+
+def _status_of(code: Any, kind: Any) -> int:
+    """The status that an error would have had, had it come before the answer began."""
+    if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600:
+        return code
+    if code == "invalid_api_key" or kind in ("authentication_error", "permission_error"):
+        return 401
+    return 429 if kind == "rate_limit_error" else 500
 
 
 def from_engine(status: int, body: bytes) -> ApiError:
@@ -102,10 +120,11 @@ def from_engine(status: int, body: bytes) -> ApiError:
         text = f"A text has {too_long[1]} tokens, and the model's context {too_long[2]}."
         return bad_request(text, None, "context_length_exceeded")
     _, mark, fault = message.partition("JSON schema error ")
-    if mark:
-        return bad_request(
-            f"The JSON schema cannot be used: {fault}.", "response_format", "invalid_json_schema"
-        )
+    if not mark:
+        fault = next((why for said, why in _UNUSABLE.items() if said in message), "")
+    if fault:
+        # Of the response_format, or of a tool.
+        return bad_request(f"The JSON schema cannot be used: {fault}.", None, "invalid_json_schema")
     if status == 503:
         return unavailable(message)
     if 400 <= status < 500 and status not in (401, 403):

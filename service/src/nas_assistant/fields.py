@@ -13,8 +13,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nas_assistant.structured import check_response_format, check_tool_choice, check_tools
+from nas_assistant.structured import (
+    LONGEST_TOOL_NAME,
+    MOST_TOOLS,
+    check_response_format,
+    check_tool_choice,
+    check_tools,
+)
 
+NO_LIMIT = -1
 # In one request, to become vectors or to be ranked.
 MOST_TEXTS = 256
 
@@ -103,10 +110,11 @@ def _logit_bias(value: Any) -> str | None:
 
 def _function(**more: Schema) -> Schema:
     """An object that names a function, and says more of it."""
+    name = {"type": "string", "minLength": 1, "maxLength": LONGEST_TOOL_NAME}
     function = {
         "type": "object",
         "required": ["name"],
-        "properties": {"name": {"type": "string"}, **more},
+        "properties": {"name": name, **more},
     }
     return {
         "type": "object",
@@ -115,18 +123,45 @@ def _function(**more: Schema) -> Schema:
     }
 
 
+def _limit(high: int) -> Field:
+    """Of tokens; NO_LIMIT, as some clients say it, is none."""
+    counted = integer(1, high)
+    return Field(
+        lambda value: None if value is not True and value == NO_LIMIT else counted.check(value),
+        {"anyOf": [counted.schema, {"const": NO_LIMIT}]},
+    )
+
+
+def _text_format(value: Any) -> str | None:
+    # The engine reads over it there, and what comes would have any form.
+    fine = isinstance(value, dict) and value.get("type") == "text"
+    return None if fine else "is supported by /v1/chat/completions only"
+
+
 _TEXT: Schema = {"type": "string", "minLength": 1}
+_SCHEMA: Schema = {
+    "type": "object",
+    "description": (
+        "A JSON schema without pattern. What the engine's grammar would not survive, or no text "
+        "fits, is refused: see the README for the limits"
+    ),
+}
 _BOOLEAN = Field(
     lambda value: None if isinstance(value, bool) else "must be true or false", {"type": "boolean"}
 )
 
+# llama-server's, and vLLM's.
+_OTHER_FORMATS = (
+    *("grammar", "json_schema", "guided_choice", "guided_grammar", "guided_json", "guided_regex"),
+    "structured_outputs",
+)
 COMMON: Mapping[str, Field] = {
     "stream": _BOOLEAN,
     "stream_options": Field(
         _stream_options,
         {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
     ),
-    "max_tokens": integer(1, 1 << 20),
+    "max_tokens": _limit(1 << 20),
     "temperature": number(0, 2),
     "top_p": number(0, 1),
     "n": only(1),
@@ -142,9 +177,14 @@ COMMON: Mapping[str, Field] = {
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         },
     ),
-    "top_k": integer(0, 1 << 20),
+    # Both 0 and -1 are all.
+    "top_k": integer(-1, 1 << 20),
     "min_p": number(0, 1),
     "repeat_penalty": number(0.01, 10),
+    # What narrows an answer elsewhere: who asks for it must not get any text instead.
+    **dict.fromkeys(_OTHER_FORMATS, refused("is not supported: use response_format")),
+    "functions": refused("is not supported: use tools"),
+    "function_call": refused("is not supported: use tool_choice"),
 }
 # OpenAI has no such fields, and refuses a request with them.
 ENGINE_ONLY = ("top_k", "min_p", "repeat_penalty")
@@ -162,7 +202,7 @@ CHAT: Mapping[str, Field] = {
                 "json_schema": {
                     "type": "object",
                     "required": ["schema"],
-                    "properties": {"schema": {"type": "object"}, "strict": {"type": "boolean"}},
+                    "properties": {"schema": _SCHEMA, "strict": {"type": "boolean"}},
                 },
             },
         },
@@ -171,7 +211,8 @@ CHAT: Mapping[str, Field] = {
         check_tools,
         {
             "type": "array",
-            "items": _function(description={"type": "string"}, parameters={"type": "object"}),
+            "items": _function(description={"type": "string"}, parameters=_SCHEMA),
+            "maxItems": MOST_TOOLS,
         },
     ),
     "tool_choice": Field(
@@ -189,6 +230,9 @@ COMPLETION: Mapping[str, Field] = {
     **COMMON,
     # The engine would give them in the shape that they have in a chat.
     "logprobs": refused("is supported by /v1/chat/completions only"),
+    "response_format": Field(
+        _text_format, {"type": "object", "properties": {"type": {"const": "text"}}}
+    ),
 }
 # Accepted while they ask for nothing.
 COMPLETION_NEUTRAL: Mapping[str, Field] = {

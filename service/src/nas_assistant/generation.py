@@ -21,6 +21,7 @@ from nas_assistant.fields import (
     EMBEDDING,
     ENGINE_ONLY,
     MOST_TEXTS,
+    NO_LIMIT,
     RERANK,
     RERANK_NEUTRAL,
     Field,
@@ -39,7 +40,8 @@ class Generation:
     ``wants_usage``: the client asked for figures at the end of its stream. The engine is asked for
     them always, for the books. ``longest``: bytes of what must fit into the context together; not
     all of the body where that has many texts, each of which may fill it. ``limit``: what the client
-    calls ``max_tokens``.
+    calls ``max_tokens``. ``schema_in``: the field that has JSON schemas, where it is one alone.
+    ``calls``: the tool that an answer must call, empty for any of them.
     """
 
     model: str | None
@@ -48,6 +50,16 @@ class Generation:
     wants_usage: bool
     longest: int
     limit: str = "max_tokens"
+    schema_in: str | None = None
+    calls: str | None = None
+
+    def local_body(self) -> bytes:
+        """The body for llama.cpp. It reads over the choice of one tool, so that is all it gets."""
+        if not self.calls:
+            return self.body
+        fields = json.loads(self.body)
+        tools = [each for each in fields["tools"] if each["function"]["name"] == self.calls]
+        return _encode({**fields, "tools": tools, "tool_choice": "required"})
 
     def cloud_body(self, model: str) -> bytes:
         """The body for an upstream, which knows the model as ``model``."""
@@ -75,7 +87,10 @@ def parse_chat(raw: bytes) -> Generation:
         fields, CHAT, {"messages": [_message(item, at) for at, item in enumerate(messages)]}
     )
     check_choice_among(fields.get("tools"), fields.get("tool_choice"))
-    return replace(generation, limit=limit)
+    choice = fields.get("tool_choice")
+    calls = choice["function"]["name"] if isinstance(choice, dict) else ""
+    free = choice in (None, "auto", "none")
+    return replace(generation, limit=limit, calls=None if free else calls)
 
 
 def parse_completion(raw: bytes) -> Generation:
@@ -158,6 +173,9 @@ def _generation(
         if fields.get(name) is not None:
             _check(fields, name, field)
             payload[name] = fields[name]
+    if payload.get("max_tokens") == NO_LIMIT:
+        del payload["max_tokens"]
+    shaped = [name for name in ("response_format", "tools") if name in payload]
     stream = payload.get("stream", False)
     wants_usage = payload.pop("stream_options", {}).get("include_usage", False)
     if stream:
@@ -168,7 +186,8 @@ def _generation(
         raise bad_request(
             "A string in the body holds half of a surrogate pair.", None, "invalid_json"
         ) from error
-    return Generation(model or None, stream, body, wants_usage, len(body))
+    schema_in = shaped[0] if len(shaped) == 1 else None
+    return Generation(model or None, stream, body, wants_usage, len(body), schema_in=schema_in)
 
 
 def _encode(fields: Mapping[str, Any]) -> bytes:

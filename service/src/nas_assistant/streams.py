@@ -6,12 +6,16 @@ quotes would be escaped: nothing that a model writes can be taken for what is lo
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from typing import Any
 
-from nas_assistant.errors import from_engine
+from nas_assistant.errors import ApiError
 
 _NO_CHOICES = re.compile(rb'"choices":\s*\[\]')
 _THEIRS = re.compile(rb'"served_by"\s*:')
+_ERROR_EVENT = re.compile(rb"^event:[ ]*error", re.MULTILINE)
 _USAGE = re.compile(rb'"usage":\s*\{(\s*\})?')
 
 
@@ -34,14 +38,33 @@ def without_usage(events: bytes) -> bytes:
     return b"\n\n".join(event for event in events.split(b"\n\n") if not _NO_CHOICES.search(event))
 
 
-def rewrite(events: bytes) -> bytes:
-    """Give errors in a stream our shape."""
-    if b'{"error"' not in events:
-        return events
-    rewritten = []
+def rewrite(events: bytes, explain: Callable[[bytes], ApiError]) -> tuple[bytes, int]:
+    """Give errors in a stream our shape. Returns the events and the status of the last error, 0
+    where there is none.
+    """
+    if b'"error"' not in events and not _ERROR_EVENT.search(events):
+        return events, 0
+    rewritten, status = [], 0
     for event in events.split(b"\n\n"):
-        name, _, data = event.partition(b":")
-        if name in (b"data", b"error") and data.lstrip().startswith(b'{"error"'):
-            event = b"data: " + from_engine(500, data).body()
+        data = _error_in(event)
+        if data is not None:
+            error = explain(data)
+            event, status = b"data: " + error.body(), error.status
         rewritten.append(event)
-    return b"\n\n".join(rewritten)
+    return b"\n\n".join(rewritten), status
+
+
+def _error_in(event: bytes) -> bytes | None:
+    """What an event says of an error; None where it is none."""
+    fields = [line.partition(b":")[::2] for line in event.split(b"\n")]
+    # The engine has had errors as a field of their own.
+    data = b"\n".join(value.lstrip() for name, value in fields if name in (b"data", b"error"))
+    if any(name == b"event" and value.strip() == b"error" for name, value in fields):
+        return data
+    if b'"error"' not in data:
+        return None
+    try:
+        found: Any = json.loads(data)
+    except ValueError:
+        return None
+    return data if isinstance(found, dict) and found.get("error") else None

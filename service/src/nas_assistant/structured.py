@@ -13,8 +13,8 @@ from nas_assistant.schemas import Schema, check_schemas, parts_of
 from nas_assistant.strictness import not_kept
 
 # OpenAI's, too.
-_MOST_TOOLS = 128
-_LONGEST_NAME = 64
+MOST_TOOLS = 128
+LONGEST_TOOL_NAME = 64
 
 
 def check_response_format(value: Any) -> None:
@@ -50,8 +50,8 @@ def check_tools(value: Any) -> None:
     """Raise ApiError (400) unless these are tools that the engine can offer to the model."""
     if not isinstance(value, list):
         raise bad_request("'tools' must be a list.", "tools")
-    if len(value) > _MOST_TOOLS:
-        raise bad_request(f"'tools' has more than {_MOST_TOOLS} tools.", "tools")
+    if len(value) > MOST_TOOLS:
+        raise bad_request(f"'tools' has more than {MOST_TOOLS} tools.", "tools")
     schemas: list[Schema] = []
     for at, tool in enumerate(value):
         function = tool.get("function") if isinstance(tool, dict) else None
@@ -59,12 +59,12 @@ def check_tools(value: Any) -> None:
             not isinstance(function, dict)
             or tool.get("type") != "function"
             or not isinstance(function.get("name"), str)
-            or not 1 <= len(function["name"]) <= _LONGEST_NAME
+            or not 1 <= len(function["name"]) <= LONGEST_TOOL_NAME
             or not isinstance(function.get("description") or "", str)
         ):
             raise bad_request(
                 f"'tools[{at}]' must be an object of the type function, whose function has a name "
-                f"of 1 to {_LONGEST_NAME} characters.",
+                f"of 1 to {LONGEST_TOOL_NAME} characters.",
                 "tools",
             )
         schema = function.get("parameters")
