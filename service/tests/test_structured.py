@@ -78,6 +78,7 @@ KEPT: list[dict[str, Any]] = [
     {"type": "array", "items": STRING, "minItems": 3, "maxItems": 5},
     {"prefixItems": [STRING, {"type": "number"}]},
     {"enum": ["a", 1, None]},
+    {"type": "nonsense"},
     {"type": "string", "enum": ["a"]},
     {"properties": {"a": {"$ref": "#/$defs/b"}}, "required": ["a"], "$defs": {"b": STRING}},
     {"type": "object", "additionalProperties": {"anyOf": [STRING, {"type": "null"}]}},

@@ -87,8 +87,8 @@ def _of_type(part: Schema, kind: Any) -> Iterator[str]:
         yield from _other_than(
             tuple(one if one in part else other for one, other in pairs), part, ("integer",)
         )
-    else:
-        yield from _other_than((), part, (kind,) if kind in _TYPES else _TYPES)
+    elif kind is None or kind in _TYPES:  # the engine says what is wrong with another one
+        yield from _other_than((), part, (kind,) if kind else _TYPES)
 
 
 def _of_object(part: Schema) -> Iterator[str]:
