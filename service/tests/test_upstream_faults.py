@@ -102,11 +102,23 @@ def test_what_does_not_end(
     assert service.ask().status_code == 200
 
 
-def test_one_that_hangs_again_and_again(service: CloudService, cloud: ScriptedCloud) -> None:
+def breaks_inside(visitor: Visitor, _: dict[str, Any]) -> None:
+    visitor.head("text/event-stream")
+    visitor.wfile.write(b'event: error\ndata: { "error": {"message": "out of order"}}\n\n')
+
+
+@pytest.mark.parametrize(
+    ("behave", "stream", "why"),
+    [(nothing, False, "said nothing"), (breaks_inside, True, "says: out of order")],
+)
+def test_one_that_fails_again_and_again(
+    service: CloudService, cloud: ScriptedCloud, behave: Behaviour, stream: bool, why: str
+) -> None:
     """It is left alone, so that nobody waits for it; and asked again after that."""
-    cloud.behave = nothing
+    cloud.behave = behave
     for _ in range(3):
-        assert "said nothing" in service.ask().json()["error"]["message"]
+        event = service.ask(stream=stream).text.strip().removeprefix("data: ")
+        assert why in json.loads(event)["error"]["message"]
     service.wait(lambda: service.status("/readyz") == 503, 5)
     cloud.behave = answer
     cloud.asked = 0
