@@ -89,7 +89,7 @@ class Service:
         for place, value in values.items():
             module, _, name = place.partition("__")
             # Where it is used, and nowhere else: what a module imports takes its time.
-            word = "gunicorn" if module in ("connection", "endpoint", "cloud") else "serve"
+            word = "gunicorn" if module in ("connection", "bodies", "cloud") else "serve"
             lines += [f"if {word!r} in sys.orig_argv and not is_child:"]
             lines += [f"    import nas_assistant.{module}"]
             lines += [f"    assert hasattr(nas_assistant.{module}, {name!r})"]

@@ -124,7 +124,7 @@ def test_memory_message_has_the_arithmetic(
     data = gguf_file()
     (models_dir / "tiny.gguf").write_bytes(data)
     monkeypatch.setattr(checks, "available_memory", lambda: (100 << 20, "the container's limit"))
-    with pytest.raises(StartRefused, match=r"\+ gateway 160 = \d+ MiB, but .* limit is 100 MiB"):
+    with pytest.raises(StartRefused, match=r"\+ gateway 208 = \d+ MiB, but .* limit is 100 MiB"):
         check_start(load(data), models_dir, "source")
 
 
@@ -173,14 +173,14 @@ def test_others_are_checked_and_may_be_unusable(
     (models_dir / "tiny.gguf").write_bytes(data)
     (models_dir / "fine.gguf").write_bytes(gguf_file(context=8192))
     (models_dir / "huge.gguf").write_bytes(huge)
-    monkeypatch.setattr(checks, "available_memory", lambda: (700 << 20, "the container's limit"))
+    monkeypatch.setattr(checks, "available_memory", lambda: (748 << 20, "the container's limit"))
     extra = other("fine", data) + other("gone", data) + other("huge", huge, "context = 900000")
     checked = check_start(load(data, extra), models_dir, "source")
     assert list(checked.models) == ["default", "fine"]
     assert list(checked.kinds) == ["default", "fine", "huge"]
     assert "does not exist" in checked.unusable["gone"]
-    assert "limit is 700 MiB" in checked.unusable["huge"]
-    assert checked.room == (700 << 20) - checked.models["default"].need.gateway
+    assert "limit is 748 MiB" in checked.unusable["huge"]
+    assert checked.room == (748 << 20) - checked.models["default"].need.gateway
     with pytest.raises(StartRefused, match="has SHA-256"):
         checked.models["fine"].verify()
     # What is pinned must be there, and fit beside the chosen one.
@@ -188,11 +188,11 @@ def test_others_are_checked_and_may_be_unusable(
         check_start(load(data, other("gone", data, "pinned = yes")), models_dir, "source")
     more = other("fine", gguf_file(context=8192), "pinned = yes")
     assert len(check_start(load(data, more), models_dir, "source").at_start) == 2
-    monkeypatch.setattr(checks, "available_memory", lambda: (600 << 20, "the container's limit"))
+    monkeypatch.setattr(checks, "available_memory", lambda: (648 << 20, "the container's limit"))
     settings = load(data, more + "[engine]\nslots = 4\ncache_mib = 128\n")
     refusal = (
         r"need default 256 \+ fine 256 = 511 MiB beside the gateway, but the container's limit is "
-        r"600 MiB\. Pin fewer\. With cache_mib = 0 it would fit; or raise the limit to 671 MiB$"
+        r"648 MiB\. Pin fewer\. With cache_mib = 0 it would fit; or raise the limit to 719 MiB$"
     )
     with pytest.raises(StartRefused, match=refusal):
         check_start(settings, models_dir, "source")
@@ -209,12 +209,12 @@ def test_one_that_would_fit_is_named(
     huge, small = gguf_file(layers=2048), gguf_file()
     (models_dir / "tiny.gguf").write_bytes(huge)
     (models_dir / "small.gguf").write_bytes(small)
-    monkeypatch.setattr(checks, "available_memory", lambda: (500 << 20, "the container's limit"))
+    monkeypatch.setattr(checks, "available_memory", lambda: (548 << 20, "the container's limit"))
     settings = load(huge, other("small", small))
     refusal = (
         r"^model 'default' needs weights 1 \+ KV cache 512 \+ requests 8 \+ engine 96 "
-        r"\+ gateway 160 = 776 MiB, but the container's limit is 500 MiB\. Choose a smaller model "
-        r"\('small' fits\); or raise the limit to 776 MiB$"
+        r"\+ gateway 208 = 824 MiB, but the container's limit is 548 MiB\. Choose a smaller model "
+        r"\('small' fits\); or raise the limit to 824 MiB$"
     )
     with pytest.raises(StartRefused, match=refusal):
         check_start(settings, models_dir, "source")
@@ -226,7 +226,7 @@ def test_what_was_worked_out_is_in_all_that_is_checked(
     data, fine = gguf_file(layers=512), gguf_file(context=512)
     (models_dir / "tiny.gguf").write_bytes(data)
     (models_dir / "fine.gguf").write_bytes(fine)
-    monkeypatch.setattr(checks, "available_memory", lambda: (927 << 20, "the container's limit"))
+    monkeypatch.setattr(checks, "available_memory", lambda: (975 << 20, "the container's limit"))
     settings = load(data, other("fine", fine) + other("gone", fine))
     checked = check_start(settings, models_dir, "source")
     assert (checked.settings.slots, checked.settings.cache_mib) == (4, 128)
@@ -237,7 +237,7 @@ def test_what_was_worked_out_is_in_all_that_is_checked(
     default = checked.models["default"]
     assert default.need.kv_cache == 4 * 128 << 20
     assert default.sizing.startswith("4 slots of 2048 tokens")
-    assert checked.limit == "the container's limit is 927 MiB"
+    assert checked.limit == "the container's limit is 975 MiB"
     assert checked.models["fine"].sizing.endswith("; it was trained for 512")
     # Nothing that was asked for is another one afterwards.
     assert (settings.slots, settings.models["default"].context) == (AUTO, AUTO)

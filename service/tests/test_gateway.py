@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from nas_assistant.endpoint import MAX_BODY
 from nas_assistant.engine import (
     EngineBusy,
     EngineState,
@@ -26,7 +25,7 @@ from nas_assistant.engine import (
 from nas_assistant.gateway import create_app
 from nas_assistant.keys import KeyRing, Role
 from nas_assistant.logs import JsonFormatter
-from nas_assistant.settings import Settings
+from nas_assistant.settings import MAX_BODY, Settings
 
 from .conftest import SECRET, api_key, minimal_config, settled
 from .fake_engine import DIED, FakeEngine
@@ -251,7 +250,7 @@ def test_embeddings(all_kinds: tuple[TestClient, FakeEngine]) -> None:
     assert engine.requests == [("vectors", VECTORS, sent, "owner")]
     assert (engine.outcomes[0].prompt_tokens, engine.outcomes[0].completion_tokens) == (5, 0)
     # Each of many texts may be long.
-    texts = ["x" * 60_000] * 20
+    texts = ["x" * 50_000] * 20
     assert client.post(VECTORS, json={"model": "vectors", "input": texts}).is_success
     check_error(
         client.post(VECTORS, json={"input": ["x" * 200_000]}), 400, "context_length_exceeded"

@@ -235,7 +235,8 @@ def test_a_worker_holds_as_much_of_a_request_as_is_counted(
     """Of one for an upstream, while it waits: once, whatever a string of Python's may take."""
     engines.there = FakeEngine(None)
     content = "€" * (LONGEST_TO_CLOUD // 4)
-    body = json.dumps({**HELLO, "model": "smart", "user": content}, ensure_ascii=False)
+    user = "€" * 10_000  # which goes nowhere
+    body = json.dumps({**HELLO, "model": "smart", "user": user}, ensure_ascii=False)
     body = body.replace("hello", content)
 
     async def hold(number: int) -> int:

@@ -125,9 +125,14 @@ def test_memory_arithmetic(tmp_path: Path, write_config: Callable[[str], Path]) 
     assert need.total == sum(getattr(need, field.name) for field in dataclasses.fields(need))
     assert str(need).startswith("weights 10 + KV cache 1 + prompt cache 128 + requests 30 + ")
     assert str(need).endswith(" MiB")
+    # Bodies that are read and held are in it: 48 + 16 + 8 for each of two workers.
+    assert need.gateway == (2 * 72 + 64) * MIB
+    path.write_bytes(gguf_file(pooling=1))
+    texts = memory_need(read_head(path), 10 * MIB, settings.models["default"], settings)
+    assert texts.requests - need.requests == 2 * 26 * MIB
     upstreams = minimal_config(mode="hybrid", queue=5) + HYBRID
     for mode in ("hybrid", "local"):
         config = write_config(upstreams.replace("hybrid", mode))
         held = gateway_need(Settings.load(config, {})) - need.gateway
-        # Five wait and one is sent, with 1 MiB each.
-        assert held == (6 * 3 * MIB if mode == "hybrid" else 0)
+        # Two workers: three times what they hold, and 1 MiB instead of 192 KiB is read.
+        assert held == (2 * (32 + 26) * MIB if mode == "hybrid" else 0)

@@ -192,7 +192,7 @@ def test_what_comes_byte_by_byte(service: CloudService) -> None:
     """That something comes keeps no clock from running: not on a new connection, not on one that
     was used, not amid a body.
     """
-    service.patch(connection__HEAD_SECONDS=2, endpoint___BODY_SECONDS=3)
+    service.patch(connection__HEAD_SECONDS=2, bodies___BODY_SECONDS=3)
     service.start()
     starts = [b"", HEALTH, HEAD + b"Content-Length: 9000\r\n\r\n"]
     with ThreadPoolExecutor() as pool:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from nas_assistant.bodies import Bodies, Longest, Share, read_body
 from nas_assistant.engine import (
     CLIENT_GONE,
     Call,
@@ -31,12 +32,16 @@ from nas_assistant.generation import Generation
 from nas_assistant.keys import ApiKey
 from nas_assistant.meter import Meter
 from nas_assistant.middleware import KEY, REQUEST_ID, SERVED_BY, credentials
-from nas_assistant.settings import LONGEST_TO_CLOUD, Settings
+from nas_assistant.settings import (
+    LONGEST_TEXTS,
+    LONGEST_TO_CLOUD,
+    MOST_CONTEXT,
+    Settings,
+    longest_body,
+)
 from nas_assistant.streams import rewrite, say_who, without_usage
 from nas_assistant.transcript import Transcript
 
-MAX_BODY = 4 << 20
-_BODY_SECONDS = 60
 _LONGEST_EVENT = 4 << 20
 # What the proxy of a member of a pool puts on a request that came from another member, and the
 # status after which that one asks another: no other answer of ours has it.
@@ -89,23 +94,46 @@ class Endpoint:
         kinds: set[Kind],
         settings: Settings,
         engine: Engine,
+        bodies: Bodies,
     ) -> None:
         self.path = path
         self._parse = parse
         self._kinds = kinds
         self._settings = settings
         self._engine = engine
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry."""
-        body = await _read_body(Request(scope, receive))
-        exchange = _Exchange(self._parse(body), scope[KEY], scope, receive, send)
-        del body  # it may wait for long
+        with self._bodies.share() as share:
+            # Nothing else may keep the body: it may wait for long.
+            read = self._read(Request(scope, receive), share)
+            await self._serve(_Exchange(await read, scope[KEY], scope, receive, send))
+
+    async def _read(self, request: Request, share: Share) -> Generation:
+        generation = self._parse(await read_body(request, self._longest(), share))
+        share.hold(len(generation.body))  # which is all that waits
+        return generation
+
+    def _longest(self) -> Longest:
+        """What is read of a request: no model takes more."""
+        settings, state = self._settings, self._engine.state
+        context = max((settings.models[each].context for each in state.models
+                       if each in settings.models), default=MOST_CONTEXT)  # fmt: skip
+        most = longest_body(max(context, MOST_CONTEXT))
+        if self._kinds & _ASKED_AT.keys() and most < LONGEST_TEXTS:
+            return Longest(LONGEST_TEXTS, _too_many_texts())
+        if settings.cloud_models and most < LONGEST_TO_CLOUD:
+            return Longest(LONGEST_TO_CLOUD, _too_long_for_cloud("more"))
+        return Longest(most, _too_long("more", longest_body(context), context))
+
+    async def _serve(self, exchange: _Exchange) -> None:
+        scope = exchange.scope
         if self._settings.log_text:
             secret = credentials(scope)[1]
             exchange.transcript = Transcript(exchange.generation.body, secret)
         answering = asyncio.ensure_future(self._answer(exchange))
-        leaving = asyncio.ensure_future(_client_left(receive))
+        leaving = asyncio.ensure_future(_client_left(exchange.receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
@@ -227,20 +255,20 @@ class Endpoint:
         if model.upstream:
             body = generation.cloud_body(self._settings.cloud_models[model.name].model)
             if len(body) > LONGEST_TO_CLOUD:
-                raise _Elsewhere("context", _too_long_for_cloud(len(body)), counted=False)
+                raise _Elsewhere("context", _too_long_for_cloud(str(len(body))), counted=False)
             # No other model is asked after it.
             exchange.generation = replace(generation, body=b"")
             return body
         settings = self._settings.models[model.name]
         if generation.longest > settings.longest_body:
             # The engine would find out too, after taking 80 times as much memory.
-            error = bad_request(
-                f"The request has {generation.longest} bytes; at most {settings.longest_body} are "
-                f"taken for a context of {settings.context} tokens.",
-                None,
-                "context_length_exceeded",
-            )
+            length = str(generation.longest)
+            error = _too_long(length, settings.longest_body, settings.context)
             raise _Elsewhere("context", error, counted=False)
+        if model.kind in _ASKED_AT and len(generation.body) > max(
+            LONGEST_TEXTS, settings.longest_body
+        ):
+            raise _too_many_texts()
         return generation.local_body()
 
     async def _exchange(self, exchange: _Exchange, model: Model, call: Call) -> None:
@@ -275,7 +303,24 @@ def _who(error: ApiError) -> dict[str, str]:
     return {name: value for name, value in error.headers.items() if name == SERVED_BY}
 
 
-def _too_long_for_cloud(length: int) -> ApiError:
+def _too_long(length: str, most: int, context: int) -> ApiError:
+    return bad_request(
+        f"The request has {length} bytes; at most {most} are taken for a context of {context} "
+        "tokens.",
+        None,
+        "context_length_exceeded",
+    )
+
+
+def _too_many_texts() -> ApiError:
+    return ApiError(
+        413,
+        "request_too_large",
+        f"The texts have more than {LONGEST_TEXTS} bytes together; send fewer at once.",
+    )
+
+
+def _too_long_for_cloud(length: str) -> ApiError:
     return ApiError(
         413,
         "request_too_large",
@@ -319,29 +364,6 @@ async def _stream(answer: EngineAnswer, meter: Meter, exchange: _Exchange, serve
         held, status = b"data: " + unavailable(str(error)).body() + b"\n\n", 503
     answer.outcome = meter.outcome(status)
     await exchange.send({"type": "http.response.body", "body": held, "more_body": False})
-
-
-async def _read_body(request: Request) -> bytes:
-    too_large = ApiError(413, "request_too_large", f"The body is larger than {MAX_BODY >> 20} MiB.")
-    length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > MAX_BODY:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise too_large
-    except TimeoutError as error:
-        raise ApiError(
-            408, "request_timeout", f"The body did not arrive within {_BODY_SECONDS} s."
-        ) from error
-    except ClientDisconnect as error:
-        raise ApiError(
-            400, "client_closed_request", "The client left before the body was complete."
-        ) from error
-    return bytes(body)
 
 
 async def _client_left(receive: Receive) -> None:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from nas_assistant.bodies import Bodies
 from nas_assistant.endpoint import Endpoint, find, may_ask
 from nas_assistant.engine import Engine, EngineUnavailable, Kind, Model
 from nas_assistant.errors import ApiError, unavailable
@@ -74,12 +75,11 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
     async def status(_: Request) -> Response:
         return await report("status", "application/json")
 
-    chat = Endpoint("/v1/chat/completions", parse_chat, {Kind.CHAT}, settings, engine)
-    completion = Endpoint(
-        "/v1/completions", parse_completion, {Kind.CHAT, Kind.TEXT}, settings, engine
-    )
-    embedding = Endpoint("/v1/embeddings", parse_embedding, {Kind.EMBEDDING}, settings, engine)
-    rerank = Endpoint("/v1/rerank", parse_rerank, {Kind.RERANK}, settings, engine)
+    common = (settings, engine, Bodies())
+    chat = Endpoint("/v1/chat/completions", parse_chat, {Kind.CHAT}, *common)
+    completion = Endpoint("/v1/completions", parse_completion, {Kind.CHAT, Kind.TEXT}, *common)
+    embedding = Endpoint("/v1/embeddings", parse_embedding, {Kind.EMBEDDING}, *common)
+    rerank = Endpoint("/v1/rerank", parse_rerank, {Kind.RERANK}, *common)
     app = Starlette(
         routes=[
             Route("/healthz", healthz),

@@ -8,7 +8,18 @@ import math
 from dataclasses import astuple, dataclass
 
 from nas_assistant.gguf import GgufHead
-from nas_assistant.settings import LONGEST_TO_CLOUD, MOST_GUESSED, ModelSettings, Settings
+from nas_assistant.settings import (
+    BESIDE_TEXT,
+    LONGEST_TEXTS,
+    LONGEST_TO_CLOUD,
+    MAX_BODY,
+    MOST_CONTEXT,
+    MOST_GUESSED,
+    MOST_HELD,
+    ModelSettings,
+    Settings,
+    longest_body,
+)
 
 MIB = 1 << 20
 # Measured with SmolLM2 135M and Gemma 3 270M (4 slots of 2048 tokens): beside weights and KV cache
@@ -20,6 +31,9 @@ _ENGINE_OVERHEAD = 96 * MIB
 _PER_BYTE_OF_TEXT = 80
 _WORKER = 48 * MIB
 _PARENTS = 64 * MIB
+# Measured: what a worker takes for each byte of a body while it reads that as JSON, one at a time;
+# text takes 2 to 13, empty lists and objects 28 to 31.
+_PER_BYTE_READ = 32
 # Measured: what a worker takes for each byte of a request to an upstream is one while that waits,
 # and 2.3 while it is sent over TLS.
 _PER_BYTE_TO_CLOUD = 3
@@ -80,12 +94,18 @@ def _speculation(head: GgufHead, slots: int) -> int:
 
 
 def gateway_need(settings: Settings) -> int:
-    """Bytes that the service takes beside its engines. Of requests to this machine's models, those
-    that wait are small.
-    """
-    upstreams = [settings.upstreams[model.upstream] for model in settings.cloud_models.values()]
-    held = settings.queue + sum(each.parallel for each in upstreams) if upstreams else 0
-    return settings.workers * _WORKER + _PARENTS + held * LONGEST_TO_CLOUD * _PER_BYTE_TO_CLOUD
+    """Bytes that the service takes beside its engines, with all the requests that it holds."""
+    held, longest = MOST_HELD, longest_body(MOST_CONTEXT)
+    if settings.cloud_models:
+        held, longest = MOST_HELD * _PER_BYTE_TO_CLOUD, LONGEST_TO_CLOUD
+    read = (longest + BESIDE_TEXT) * _PER_BYTE_READ
+    return settings.workers * (_WORKER + held + read) + _PARENTS
+
+
+def _to_read(longest: int, settings: Settings) -> int:
+    """What gateway workers take more for a model of which longer requests are read than of most."""
+    beyond = max(0, min(longest, MAX_BODY) - longest_body(MOST_CONTEXT))
+    return settings.workers * beyond * _PER_BYTE_READ
 
 
 def memory_need(
@@ -103,13 +123,15 @@ def memory_need(
     default_length = head.number("embedding_length") // max(1, *heads)
     (key,) = head.per_layer("attention.key_length", 1, default_length)
     (value,) = head.per_layer("attention.value_length", 1, default_length)
+    longest = max(LONGEST_TEXTS, model.longest_body) if head.pooling else model.longest_body
     per_token = sum(per_layer) * (key + value) * _BYTES_PER_VALUE[model.kv_cache]
     return MemoryNeed(
         weights=file_size,
         kv_cache=math.ceil(per_token * model.context * settings.slots) if head.keeps else 0,
         prompt_cache=0 if head.pooling else settings.cache_mib * MIB,
         speculation=_speculation(head, settings.slots) if model.speculation else 0,
-        requests=model.longest_body * settings.slots * _PER_BYTE_OF_TEXT,
+        requests=model.longest_body * settings.slots * _PER_BYTE_OF_TEXT
+        + _to_read(longest, settings),
         engine=_ENGINE_OVERHEAD,
         gateway=gateway_need(settings),
     )

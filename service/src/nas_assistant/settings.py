@@ -44,6 +44,15 @@ MOST_GUESSED = 16
 # Bytes of a request to an upstream: some 250 000 tokens of English. Of those that wait, the gateway
 # holds all at once.
 LONGEST_TO_CLOUD = 1 << 20
+# Bytes of a body, whatever it is for.
+MAX_BODY = 4 << 20
+# Bytes of a request to a model that writes no text: 256 texts of 4 KiB.
+LONGEST_TEXTS = 1 << 20
+# Bytes that a worker holds of all requests, those that are read and those that wait: 80 of the
+# longest that fit into a context of 8192 tokens.
+MOST_HELD = 16 << 20
+# Bytes of a body beside its text: tools, schemas, and fields that mean nothing here.
+BESIDE_TEXT = 64 << 10
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _AUTO_WORD = "auto"
@@ -62,6 +71,14 @@ class Mode(StrEnum):
     LOCAL = "local"
     CLOUD = "cloud"
     HYBRID = "hybrid"
+
+
+def longest_body(context: int) -> int:
+    """Bytes that a request may have: more text than any language puts into a context.
+
+    Written words have 3 to 6 bytes in a token; tools and schemas take some more.
+    """
+    return context * 16 + BESIDE_TEXT
 
 
 @dataclass(frozen=True)
@@ -107,11 +124,8 @@ class ModelSettings:
 
     @property
     def longest_body(self) -> int:
-        """Bytes that a request may have: more text than any language puts into the context.
-
-        Written words have 3 to 6 bytes in a token; tools and schemas take some more.
-        """
-        return self.context * 16 + (64 << 10)
+        """Bytes that a request may have."""
+        return longest_body(self.context)
 
 
 @dataclass(frozen=True)
