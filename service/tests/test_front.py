@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -30,7 +31,8 @@ ASKED = {"model": "default", "prompt": "One, two,", "max_tokens": 4}
 class Keeper:
     """The program, with sockets as systemd gives them, which outlive it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patience: float = PATIENCE) -> None:
+        self.patience = patience
         self.path = folder / "front.sock"
         self.fetch = folder / "fetch.sock"
         self.sockets = [self._listen(path) for path in (self.path, self.fetch)]
@@ -46,7 +48,7 @@ class Keeper:
     def start(self, user: int = os.getuid()) -> None:
         """In the place of systemd, which may give them in any order."""
         front, fetch = (listener.fileno() for listener in self.sockets)
-        move = f"exec {sys.executable} {PROGRAM} {PATIENCE} {user} 3<&{fetch} 4<&{front}"
+        move = f"exec {sys.executable} {PROGRAM} {self.patience} {user} 3<&{fetch} 4<&{front}"
         environ = os.environ | {"LISTEN_FDNAMES": "fetch:front"}
         self.process = subprocess.Popen(["bash", "-c", move], pass_fds=(front, fetch), env=environ)
 
@@ -105,6 +107,36 @@ def test_nobody_is_turned_away_by_a_restart(service: Service, keeper: Keeper) ->
         answers = [status for each in asking for status in each.result()]
     assert set(answers) == {200}
     assert len(answers) > 8
+
+
+def test_a_long_answer_turns_nobody_away(models: Path, tmp_path: Path) -> None:
+    """The role has the keeper wait for as long as an old service may take for its last answers."""
+    timeout = 5
+    keeper = Keeper(tmp_path, timeout + 10)
+    keeper.start()
+    service = Service(tmp_path, models, front=f"unix:{keeper.fetch}", timeout=timeout)
+    try:
+        service.start()
+        # Without an end: the tokens by which this model ends are forbidden.
+        endless: dict[str, Any] = {"max_tokens": 900, "logit_bias": {"0": -100, "2": -100}}
+        with ThreadPoolExecutor() as pool:
+            answering = [pool.submit(keeper.ask, **endless) for _ in range(2)]
+            time.sleep(1)
+            stopping = pool.submit(service.stop)
+            time.sleep(1)
+            began = time.monotonic()
+            waiting = [pool.submit(keeper.ask) for _ in range(3)]
+            assert stopping.result() == 0
+            service.start()
+            assert [each.result().status_code for each in waiting] == [200] * 3
+            away = time.monotonic() - began
+            for each in answering:
+                each.exception()
+        assert away > PATIENCE, "it was away for so short a time that this shows nothing"
+    finally:
+        service.stop(signal.SIGKILL)
+        keeper.close()
+        service.wait(lambda: not service.pids("nas_assistant"), 10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

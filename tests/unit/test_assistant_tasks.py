@@ -14,7 +14,7 @@ import yaml
 from ansible_collections.nas.assistant.plugins.filter.assistant_models import (
     assistant_local_models,
 )
-from expressions import templar, trusted
+from expressions import load as load_trusted, templar, trusted
 
 TASKS = Path(__file__).parents[2] / "roles/assistant/tasks"
 INCLUDE, IMPORT = "ansible.builtin.include_tasks", "ansible.builtin.import_tasks"
@@ -102,3 +102,29 @@ def test_all_models_are_brought_in_one_step() -> None:
         {"path": "/models/a.gguf", "sha256": "0" * 64, **none, "url": HERE["url"]},
         {"path": "/models/b.gguf", "sha256": "1" * 64, **none, "package": ["x==1"]},
     ]
+
+
+@pytest.mark.parametrize(
+    ("server", "more", "fine"),
+    [
+        ({}, {}, True),
+        ({"patience": 0}, {}, True),
+        ({"patience": 60}, {}, False),
+        ({"patience": 129}, {}, False),
+        ({"patience": 130}, {}, True),
+        ({"timeout": 20, "patience": 30}, {}, True),
+        ({"timeout": 300}, {}, False),
+        ({"timeout": 300, "patience": 400}, {}, True),
+        # Nginx would give up before.
+        ({"patience": 600}, {}, False),
+        ({}, {"proxy_read_timeout": 200}, False),
+        ({"patience": 800}, {"proxy_read_timeout": 1000}, True),
+    ],
+)
+def test_who_asks_waits_for_longer_than_the_last_answers_take(
+    server: dict[str, int], more: dict[str, int], fine: bool
+) -> None:
+    rows = [each for task in load_trusted(TASKS / "assert.yml") for each in task.get("loop", [])]
+    (row,) = [each for each in rows if each["label"] == "server"]
+    role = templar("assistant", [], assistant_server=server, **more)
+    assert role.evaluate_conditional(row["that"]) is fine

@@ -126,7 +126,7 @@ def test_containers_that_are_made_anew_at_once(under_load: Loading, play: Play) 
     """As by a run over the whole fleet that changes a setting: who asks waits at the front."""
     for patience in (31, 30):
         with under_load() as load:
-            done = play("assistant", assistant_server={"patience": patience})
+            done = play("assistant", assistant_server={"timeout": 20, "patience": patience})
         assert done.returncode == 0, done.stdout
         assert not load.failed
 
