@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,21 @@ def test_health_needs_no_key(client: TestClient, engine: FakeEngine) -> None:
     engine.state = EngineState(ready=False, reason="warming up")
     assert "warming up" in check_error(client.get("/readyz"), 503, "not_ready")["message"]
     assert client.get("/healthz").status_code == 200
+
+
+def test_outside_of_home_it_says_whether_and_not_why(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    outside = {"X-Forwarded-For": "203.0.113.7"}
+    assert client.get("/readyz", headers=outside).json() == {"status": "ready"}
+    home = outside | {"X-Nas-At-Home": "1"}
+    assert client.get("/readyz", headers=home).json()["models"] == ["default"]
+    engine.state = replace(engine.state, degraded="/models/secret.gguf is damaged")
+    assert client.get("/readyz", headers=outside).json() == {"status": "degraded"}
+    engine.state = EngineState(False, "/models/secret.gguf is damaged")
+    for headers, told in ((outside, False), (home, True), ({}, True)):
+        error = check_error(client.get("/readyz", headers=headers), 503, "not_ready")
+        assert ("secret.gguf" in error["message"]) is told
 
 
 @pytest.mark.parametrize(

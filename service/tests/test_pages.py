@@ -72,11 +72,15 @@ def test_each_file_is_served_without_a_key(client: TestClient, file: Path) -> No
     assert client.post(path_of(file)).status_code == 405
 
 
+def test_who_types_a_slash_sees_the_page_too(client: TestClient) -> None:
+    assert client.get("/admin/").content == client.get("/admin").content
+    assert client.get("/admin//").status_code == 401
+    assert client.get("/admin/status/").status_code == 401
+
+
 def test_the_api_still_needs_a_key(client: TestClient) -> None:
     assert client.get("/v1/models").status_code == 401
     assert client.get("/admin/status").status_code == 401
-    # A page has one address.
-    assert client.get("/admin/").status_code == 401
 
 
 @pytest.mark.parametrize(

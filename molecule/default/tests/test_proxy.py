@@ -7,12 +7,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -23,6 +25,16 @@ from testinfra.host import Host
 from trips import BUDGET, LEFT, trips
 
 QUESTION = [{"role": "user", "content": "What is the capital of France? One sentence."}]
+
+# As another proxy in front of this service asks, which knows nothing of a home.
+FROM_OUTSIDE = """
+import http.client, socket
+line = http.client.HTTPConnection("nas")
+line.sock = socket.socket(socket.AF_UNIX)
+line.sock.connect("/run/nas-assistant-front/front.sock")
+line.request("GET", "/readyz", headers={"X-Forwarded-For": "203.0.113.7"})
+print(line.getresponse().read().decode())
+"""
 
 
 @pytest.fixture
@@ -113,7 +125,8 @@ def test_a_certificate_that_nginx_could_not_take_is_taken_later(host: Host) -> N
 
 
 def test_those_at_home_may_see_the_admin_page(client: httpx.Client) -> None:
-    assert client.get("/admin").status_code == 200
+    for page in ("/admin", "/admin/"):
+        assert client.get(page).headers["content-type"] == "text/html; charset=utf-8"
     assert "nas_assistant_requests" in client.get("/metrics").text
     assert client.get("/admins").status_code == 404
 
@@ -204,6 +217,49 @@ def test_private_key_stays_private(host: Host, certificate: Path) -> None:
     key = host.file("/etc/nas-assistant/tls/server.ecc.key")
     assert (key.user, key.group, key.mode) == ("root", "root", 0o600)
     assert "PRIVATE" not in certificate.read_text()
+
+
+@pytest.fixture
+def descriptors() -> Iterator[int]:
+    """As many as this process may have; return how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_who_connects_and_says_nothing_keeps_nobody_out(
+    host: Host, address: str, client: httpx.Client, descriptors: int
+) -> None:
+    """As long as that may last, which is not for long."""
+    most = host.check_output("nginx -T 2>/dev/null | grep -c '^ *worker_connections 8192;'")
+    assert most == "1"
+    # More than Debian's settings have for all processes, as far as there are so many ports.
+    processes = int(host.check_output("pgrep --count --parent $(cat /run/nginx.pid)"))
+    silent = min(2 * 768 * processes, 6000, descriptors - 500)
+    began = time.monotonic()
+    with ExitStack() as held:
+        for _ in range(silent):
+            held.enter_context(socket.create_connection((address, 443), timeout=10))
+        last = held.enter_context(socket.create_connection((address, 443), timeout=10))
+        opened = time.monotonic()
+        assert client.get("/healthz").status_code == 200
+        assert time.monotonic() - opened < 5
+        assert opened - began < 20, "the first ones are gone before the last ones came"
+        last.settimeout(40)
+        assert last.recv(1) == b""
+        assert 15 < time.monotonic() - opened < 35
+    log = "grep -c 'worker_connections are not enough' /var/log/nginx/error.log || true"
+    assert host.check_output(log) == "0"
+
+
+def test_those_at_home_hear_what_it_has(host: Host, client: httpx.Client) -> None:
+    assert client.get("/readyz").json() == {"status": "ready", "models": ["default", "large"]}
+    # Nobody tells that of himself.
+    outside = json.loads(host.check_output(f"python3 -c '{FROM_OUTSIDE}'"))
+    assert outside == {"status": "ready"}
+    site = host.file("/etc/nginx/conf.d/nas-assistant.conf").content_string
+    assert "proxy_set_header X-Nas-At-Home $nas_assistant_at_home;" in site
 
 
 def test_refuses_a_body_that_is_too_large(client: httpx.Client) -> None:

@@ -39,8 +39,13 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
     async def healthz(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
-    async def readyz(_: Request) -> Response:
+    async def readyz(request: Request) -> Response:
         state = engine.state
+        if not _at_home(request):
+            # Neither paths and names of models nor names of clouds.
+            if not state.ready:
+                return error_response(unavailable("at home it says why"))
+            return JSONResponse({"status": "degraded" if state.degraded else "ready"})
         if not state.ready:
             return error_response(unavailable(state.reason))
         told: dict[str, object] = {"status": "ready", "models": sorted(state.models)}
@@ -105,6 +110,14 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
     # A redirect could not know the scheme that the client used, and would send it to plain HTTP.
     app.router.redirect_slashes = False
     return app
+
+
+def _at_home(request: Request) -> bool:
+    """Whether somebody asks who may hear more: by no proxy, or by one that says so. Of what comes
+    without one nothing is known, and it comes from the machine itself.
+    """
+    headers = request.headers
+    return "x-forwarded-for" not in headers or headers.get("x-nas-at-home") == "1"
 
 
 def _describe(model: Model) -> dict[str, str | int]:

@@ -127,7 +127,8 @@ class ApiKeyGuard:
         """ASGI entry."""
         if scope["type"] == "http":
             path = scope["path"] + "/"
-            for_admins = path.startswith(("/metrics/", "/admin/")) and path != "/admin/"
+            page = path in ("/admin/", "/admin//")
+            for_admins = path.startswith(("/metrics/", "/admin/")) and not page
             if for_admins or path.startswith("/v1/"):
                 error = self._refusal(scope, for_admins)
                 if error is not None:

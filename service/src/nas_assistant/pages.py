@@ -23,7 +23,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_ADDRESSES = {"admin.html": "/admin", "chat.html": "/"}
+# With a slash too, for who types one: a redirect could not know the scheme that the client used.
+_ADDRESSES = {"admin.html": ("/admin", "/admin/"), "chat.html": ("/",)}
 _POLICY = (
     "default-src 'none'",
     "script-src 'self'",
@@ -60,12 +61,9 @@ def page_routes(description: Json) -> list[Route]:
     """
     files = sorted(file for file in _FOLDER.iterdir() if file.suffix in _TYPES)
     routes = [
-        _route(
-            _ADDRESSES.get(file.name, f"/assets/{file.name}"),
-            file.read_bytes(),
-            _TYPES[file.suffix],
-        )
+        _route(address, file.read_bytes(), _TYPES[file.suffix])
         for file in files
+        for address in _ADDRESSES.get(file.name, (f"/assets/{file.name}",))
     ]
     return [*routes, _route("/api", reference(description).encode(), _TYPES[".html"])]
 
