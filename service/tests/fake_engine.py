@@ -11,7 +11,15 @@ from contextlib import asynccontextmanager
 from threading import Event
 from typing import Any
 
-from nas_assistant.engine import Call, EngineState, EngineUnavailable, Kind, Model, Outcome
+from nas_assistant.engine import (
+    Call,
+    EngineState,
+    EngineUnavailable,
+    Failure,
+    Kind,
+    Model,
+    Outcome,
+)
 from nas_assistant.errors import ApiError, from_engine
 
 READY = EngineState(
@@ -36,6 +44,7 @@ class FakeEngine:
         self.reports: dict[str, str] = {}
         self.requests: list[tuple[str, str, dict[str, Any], str]] = []
         self.calls: list[Call] = []
+        self.failures: list[Failure] = []
         self.active = 0
         self.outcome = Outcome(status)
         self.outcomes: list[Outcome] = []
@@ -58,6 +67,9 @@ class FakeEngine:
         finally:
             self.active -= 1
             self.outcomes.append(self.outcome)
+
+    def note(self, failure: Failure) -> None:
+        self.failures.append(failure)
 
     async def report(self, what: str) -> str:
         if self.refusal:

@@ -58,7 +58,7 @@ def test_what_is_held_is_given_back() -> None:
     assert asyncio.run(read(b"x" * 100_000, bodies)) == 100_000
     assert bodies.held == 0
     bodies.held = MOST_HELD - 90_000
-    assert code_of(b"x" * 100_000, bodies) == "queue_full"
+    assert code_of(b"x" * 100_000, bodies) == "too_many_bytes"
     # What is short takes no more than a connection does anyway.
     bodies.held = MOST_HELD
     assert code_of(b"x" * 1000, bodies) == ""

@@ -17,6 +17,7 @@ from nas_assistant.desk import Desk
 from nas_assistant.engine import (
     EngineBusy,
     EngineUnavailable,
+    Failure,
     Kind,
     Model,
     Outcome,
@@ -251,13 +252,18 @@ async def check_what_was_used_is_counted_once(path: Path) -> None:
             grant.outcome = Outcome(200, 90, 10, 30, 0.4, 2.0)
         with pytest.raises(QuotaExceeded, match="has used 100"):
             await _hold(client, AsyncExitStack())
+        client.note(Failure(401, "invalid_api_key"))
+        client.note(Failure(429, "rate_limit_exceeded"))  # which is counted by that reason already
+        client.note(Failure(500, "internal_error", had_slot=True))
         lines = (await client.report("metrics")).splitlines()
+        assert sum("nas_assistant_refused_total{" in line for line in lines) == 2
         labels = 'key="owner",model="default"'
         for line in (
             f'nas_assistant_requests_total{{{labels},status="200"}} 1.0',
             'nas_assistant_tokens_total{key="owner",kind="cached",model="default"} 30.0',
             'nas_assistant_tokens_total{key="owner",kind="completion",model="default"} 10.0',
             'nas_assistant_refused_total{reason="limited"} 1.0',
+            'nas_assistant_refused_total{reason="invalid_api_key"} 1.0',
             'nas_assistant_first_token_seconds_bucket{le="0.5",model="default"} 1.0',
             'nas_assistant_tokens_per_second_bucket{le="5.0",model="default"} 1.0',
             "nas_assistant_waiting 0.0",

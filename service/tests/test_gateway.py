@@ -19,6 +19,7 @@ from nas_assistant.engine import (
     EngineBusy,
     EngineState,
     EngineUnavailable,
+    Failure,
     Kind,
     Model,
     QuotaExceeded,
@@ -776,3 +777,32 @@ def test_a_crash_is_a_clean_500(settings: Settings, caplog: pytest.LogCaptureFix
         error = check_error(client.post(CHAT, json=HELLO), 500, "internal_error")
     assert "boom" not in error["message"]
     assert any(record.exc_info for record in caplog.records)
+
+
+def test_the_books_hear_of_errors_that_had_no_slot(client: TestClient, engine: FakeEngine) -> None:
+    """By their codes alone; of those that had one, the outcome says it."""
+    client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
+    client.post(CHAT, json={})
+    client.post(CHAT, json=HELLO | {"model": "none"})
+    client.post("/v1/nothing", json={})
+    client.get("/nothing")
+    engine.refusal = EngineBusy(7)
+    client.post(CHAT, json=HELLO)
+    engine.refusal = EngineUnavailable("the engine ended")
+    client.post(CHAT, json=HELLO)
+    assert engine.failures == [
+        Failure(401, "invalid_api_key"),
+        Failure(400, "invalid_value"),
+        Failure(404, "model_not_found"),
+        Failure(404, "not_found"),
+        Failure(429, "queue_full"),
+        Failure(503, "not_ready"),
+    ]
+    engine.failures.clear()
+    engine.refusal.had_slot = True
+    client.post(CHAT, json=HELLO)
+    engine.refusal = None
+    engine.status, engine.parts = 500, (b"",)
+    check_error(client.post(CHAT, json=HELLO), 500, "engine_error")
+    assert engine.outcomes[-1].failure == "engine_error"
+    assert not engine.failures

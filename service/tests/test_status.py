@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nas_assistant.engine import Outcome
+from nas_assistant.engine import Failure, Outcome
 from nas_assistant.keys import ApiKey, Role
 from nas_assistant.logs import log
 from nas_assistant.memory import MemoryNeed
@@ -88,6 +88,22 @@ def test_keys_without_anything_secret(service: Service) -> None:
     assert key.keys() == known
     assert (key["name"], key["role"], key["models"]) == ("child", "user", ["default"])
     assert CHILD.sha256 not in service.status.text("")
+
+
+def test_what_users_saw_as_errors_is_said_once_a_minute(service: Service) -> None:
+    """Those that had a slot with the model; nothing of what was asked."""
+    service.desk.open_model("default")
+    for number in range(3):
+        service.desk.acquire((0, number), "default", "owner")
+        service.desk.release((0, number), Outcome(500, failure="engine_error"))
+        service.desk.note_failure(Failure(503, "not_ready"))
+        service.desk.note_failure(Failure(404, "model_not_found"))
+        service.desk.note_failure(Failure(502, "queue_full"))
+    errors = [(each["model"], each["message"]) for each in told(service)["errors"]]
+    assert errors == [
+        ("default", "a request ended with 500 (engine_error)"),
+        ("", "a request ended with 503 (not_ready)"),
+    ]
 
 
 def test_the_last_errors(service: Service) -> None:

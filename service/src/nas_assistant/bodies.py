@@ -60,7 +60,7 @@ class Share:
         if size > _SMALL and self._bodies.held > MOST_HELD:
             raise ApiError(
                 429,
-                "queue_full",
+                "too_many_bytes",
                 "Too many long requests are there already. Try again later.",
                 headers={"Retry-After": "1"},
             )

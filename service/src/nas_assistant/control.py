@@ -4,11 +4,11 @@
 worker.
 
 A worker sends ``{"op": "acquire", "id": 7, "model": "default", "key": "owner", …}`` and ``{"op":
-"release", "id": 7, "outcome": {…}}``, the latter also to stop waiting; and ``{"op": "report", "id":
-8, "what": "metrics"}``. It gets ``{"event": "granted" | "waiting" | "full" | "limited" |
-"revoked" | "unavailable" | "report", "id": 7, …}``, of which only "waiting" has another one follow;
-and ``{"event": "state", …}`` and ``{"event": "keys", …}`` at once and whenever these change. A
-connection that ends gives everything back.
+"release", "id": 7, "outcome": {…}}``, the latter also to stop waiting; ``{"op": "failed", "id": 8,
+"failure": {…}}``; and ``{"op": "report", "id": 9, "what": "metrics"}``. It gets ``{"event":
+"granted" | "waiting" | "full" | "limited" | "revoked" | "unavailable" | "report", "id": 7, …}``, of
+which only "waiting" has another one follow; and ``{"event": "state", …}`` and ``{"event": "keys",
+…}`` at once and whenever these change. A connection that ends gives everything back.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from nas_assistant.engine import (
     EngineBusy,
     EngineState,
     EngineUnavailable,
+    Failure,
     Kind,
     Model,
     Outcome,
@@ -199,6 +200,8 @@ class ControlServer:
             held.discard(number)
             outcome = message.get("outcome")
             self._release(worker, number, Outcome(**outcome) if outcome else None)
+        elif message["op"] == "failed":
+            self._desk.note_failure(Failure(**message["failure"]))
         elif message["op"] == "report":
             text = self._reports[message["what"]]()
             self._send(worker, {"event": "report", "id": number, "text": text})
@@ -317,6 +320,10 @@ class ControlClient:
             finally:
                 told = {"outcome": asdict(outcome)} if outcome else {}
                 self._send({"op": "release", "id": number, **told})
+
+    def note(self, failure: Failure) -> None:
+        """Tell of a request that ended with an error."""
+        self._send({"op": "failed", "id": next(self._numbers), "failure": asdict(failure)})
 
     async def report(self, what: str) -> str:
         """A text of the supervisor's, see ``ControlServer``. Raises EngineUnavailable."""

@@ -7,6 +7,7 @@ There is one, so two gateway workers never double a limit. It does no input and 
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections import defaultdict, deque
@@ -15,14 +16,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nas_assistant.admission import Admission, Verdict
-from nas_assistant.engine import CLIENT_GONE, Outcome
+from nas_assistant.engine import CLIENT_GONE, Failure, Outcome
 from nas_assistant.keys import ApiKey, KeyRing
+from nas_assistant.logs import log
 from nas_assistant.metrics import Metrics
 from nas_assistant.quota import Quotas, Usage
 from nas_assistant.state import Ledger
 
 Ticket = tuple[int, int]  # a worker's connection, and the number it gave its request
 _LAST = 20  # answers that a speed is worked out from
+# Seconds after which the same failure of the same model is logged again: one that lasts would push
+# everything else out of the last errors.
+_SAY_AGAIN = 60.0
+# Refusals of this desk, by the codes that clients see; they are counted when they are made.
+_OWN_CODES = ("queue_full", "rate_limit_exceeded")
 
 
 @dataclass
@@ -69,6 +76,7 @@ class Desk:
         self._last_grant: dict[str, float] = {}
         self._speeds: defaultdict[str, _Speed] = defaultdict(_Speed)
         self._served: defaultdict[str, Usage] = defaultdict(Usage)
+        self._said: dict[tuple[str, int, str], float] = {}
         self._observers: list[Callable[[str, Outcome], None]] = []
         metrics.watch(lambda: admission.waiting, lambda: not ledger.complaint)
 
@@ -109,6 +117,16 @@ class Desk:
         elif held is not None:
             self._quotas.end(held.key, Usage())
         return self._grant(self._admission.release(ticket))
+
+    def note_failure(self, failure: Failure) -> None:
+        """Count a request that ended with an error before it had a slot, and say so of those that
+        are not the client's fault.
+        """
+        if failure.code in _OWN_CODES:
+            return
+        if not failure.had_slot:
+            self._metrics.refused(failure.code)
+        self._say("", failure.status, failure.code)
 
     def forget_waiting(self, model: str) -> list[Ticket]:
         """Take all out that wait for a model that is gone; return them."""
@@ -209,5 +227,16 @@ class Desk:
         self._metrics.ended(held.model, held.key, outcome)
         self._speeds[held.model].note(outcome)
         self._served[held.model] += usage
+        self._say(held.model, outcome.status, outcome.failure)
         for observer in self._observers:
             observer(held.model, outcome)
+
+    def _say(self, model: str, status: int, code: str) -> None:
+        """Log what a user saw as an error of ours; what was asked is nobody's business."""
+        now, what = time.monotonic(), (model, status, code)
+        if status < 500 or now - self._said.get(what, -_SAY_AGAIN) < _SAY_AGAIN:
+            return
+        self._said[what] = now
+        fields = {"model": model} if model else {}
+        message = f"a request ended with {status}{f' ({code})' if code else ''}"
+        log(logging.WARNING, "request_failed", message, **fields)

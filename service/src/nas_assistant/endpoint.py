@@ -31,7 +31,7 @@ from nas_assistant.errors import ApiError, bad_request, unavailable
 from nas_assistant.generation import Generation
 from nas_assistant.keys import ApiKey
 from nas_assistant.meter import Meter
-from nas_assistant.middleware import KEY, REQUEST_ID, SERVED_BY, credentials
+from nas_assistant.middleware import HAD_SLOT, KEY, REQUEST_ID, SERVED_BY, credentials
 from nas_assistant.settings import (
     LONGEST_TEXTS,
     LONGEST_TO_CLOUD,
@@ -240,6 +240,7 @@ class Endpoint:
             )
             raise _Elsewhere("busy", busy) from error
         except EngineUnavailable as error:
+            exchange.scope[HAD_SLOT] = exchange.scope.get(HAD_SLOT, False) or error.had_slot
             failure = unavailable(str(error))
             if error.sent:
                 failure.headers[SERVED_BY] = model.served_by
@@ -276,8 +277,10 @@ class Endpoint:
         if exchange.transcript:
             exchange.transcript.begin(model.name, model.served_by)
         async with self._engine.generate(call) as answer:
+            exchange.scope[HAD_SLOT] = True
             if answer.status != 200:
                 error = answer.explain(await answer.read())
+                answer.outcome = replace(answer.outcome, failure=error.code)
                 if error.code == "invalid_json_schema":
                     error.param = exchange.generation.schema_in
                 error.headers[SERVED_BY] = model.served_by

@@ -68,7 +68,8 @@ CLIENT_GONE = 499
 class Outcome:
     """How a request that had a slot ended, as far as is known.
 
-    ``status`` is HTTP's, CLIENT_GONE where the client left. ``cached_tokens`` are those of the
+    ``status`` is HTTP's, CLIENT_GONE where the client left; ``failure`` the code of an error, where
+    one is known. ``cached_tokens`` are those of the
     prompt that the engine had already. ``first_seconds``: from the request to the first piece of
     the answer. ``writing_seconds``: what the engine took for the tokens of the answer.
     """
@@ -79,6 +80,18 @@ class Outcome:
     cached_tokens: int = 0
     first_seconds: float | None = None
     writing_seconds: float = 0.0
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a request ended that had an error for an answer: nothing of its text, nor of what was
+    answered. ``had_slot``: it is in the books by its outcome already.
+    """
+
+    status: int
+    code: str
+    had_slot: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +131,11 @@ class QuotaExceeded(Exception):
 
 class EngineUnavailable(Exception):
     """The engine cannot answer, or stopped answering; the text says why. ``counted``: the request
-    counts for its key's limits. ``sent``: an upstream may have read it.
+    counts for its key's limits. ``sent``: an upstream may have read it. ``had_slot``: it is in the
+    books by its outcome.
     """
+
+    had_slot = False
 
     def __init__(self, reason: str, *, counted: bool = True, sent: bool = False) -> None:
         super().__init__(reason)
@@ -168,6 +184,9 @@ class Engine(Protocol):
         Raises EngineBusy, QuotaExceeded or EngineUnavailable. Leaving early or being cancelled
         makes the engine stop.
         """
+
+    def note(self, failure: Failure) -> None:
+        """Have the books know of a request that ended with an error."""
 
     async def report(self, what: str) -> str:
         """``metrics`` as Prometheus reads them, or ``status`` as JSON. Raises EngineUnavailable."""

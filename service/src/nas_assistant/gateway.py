@@ -44,10 +44,10 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
         if not _at_home(request):
             # Neither paths and names of models nor names of clouds.
             if not state.ready:
-                return error_response(unavailable("at home it says why"))
+                return error_response(unavailable("at home it says why"), request.scope)
             return JSONResponse({"status": "degraded" if state.degraded else "ready"})
         if not state.ready:
-            return error_response(unavailable(state.reason))
+            return error_response(unavailable(state.reason), request.scope)
         told: dict[str, object] = {"status": "ready", "models": sorted(state.models)}
         if state.degraded:
             told |= {"status": "degraded", "reason": state.degraded, "loading": state.loading}
@@ -68,17 +68,17 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
     async def openapi(_: Request) -> Response:
         return described
 
-    async def report(what: str, kind: str) -> Response:
+    async def report(request: Request, what: str, kind: str) -> Response:
         try:
             return Response(await engine.report(what), media_type=kind)
         except EngineUnavailable as error:
-            return error_response(unavailable(str(error)))
+            return error_response(unavailable(str(error)), request.scope)
 
-    async def metrics(_: Request) -> Response:
-        return await report("metrics", CONTENT_TYPE)
+    async def metrics(request: Request) -> Response:
+        return await report(request, "metrics", CONTENT_TYPE)
 
-    async def status(_: Request) -> Response:
-        return await report("status", "application/json")
+    async def status(request: Request) -> Response:
+        return await report(request, "status", "application/json")
 
     common = (settings, engine, Bodies())
     chat = Endpoint("/v1/chat/completions", parse_chat, {Kind.CHAT}, *common)
@@ -101,7 +101,7 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
             *page_routes(description),
         ],
         middleware=[
-            Middleware(RequestLog, access_log=settings.access_log),
+            Middleware(RequestLog, access_log=settings.access_log, note=engine.note),
             Middleware(ApiKeyGuard, ring=ring),
         ],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error},
@@ -131,9 +131,9 @@ def _describe(model: Model) -> dict[str, str | int]:
     }
 
 
-async def _api_error(_: Request, error: Exception) -> Response:
+async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -147,4 +147,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
         )
     else:
         code, message = "http_error", error.detail
-    return error_response(ApiError(error.status_code, code, message, headers=error.headers))
+    failure = ApiError(error.status_code, code, message, headers=error.headers)
+    return error_response(failure, request.scope)

@@ -30,7 +30,7 @@ class Metrics:
         )
         self._refused = Counter(
             "nas_assistant_refused",
-            "Requests that had none, by the reason",
+            "Requests that had none, by the reason, or the code of the error",
             ("reason",),
             registry=registry,
         )

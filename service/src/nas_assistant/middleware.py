@@ -10,13 +10,14 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nas_assistant.engine import CLIENT_GONE
+from nas_assistant.engine import CLIENT_GONE, Failure
 from nas_assistant.errors import ApiError
 from nas_assistant.keys import KeyRing, Role
 from nas_assistant.logs import log
@@ -25,12 +26,16 @@ from nas_assistant.logs import log
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 KEY = "nas_assistant.key"
 REQUEST_ID = "nas_assistant.request_id"
+# The code of the error that a request was answered with, and whether it had a slot.
+ERROR = "nas_assistant.error"
+HAD_SLOT = "nas_assistant.had_slot"
 # The header that says who gave an answer, see Model.served_by.
 SERVED_BY = "x-served-by"
 
 
-def error_response(error: ApiError) -> Response:
-    """``error`` as a response in the API's error shape."""
+def error_response(error: ApiError, scope: Scope) -> Response:
+    """``error`` as a response in the API's error shape, to the request of ``scope``."""
+    scope[ERROR] = error.code
     return Response(error.body(), error.status, error.headers, "application/json")
 
 
@@ -41,10 +46,13 @@ def credentials(scope: Scope) -> tuple[str, str]:
 
 
 class RequestLog:
-    """Gives each request an id, logs it when it is over, and turns a crash into a clean 500."""
+    """Gives each request an id, logs it when it is over, and turns a crash into a clean 500. The
+    books are told of errors by ``note``.
+    """
 
-    def __init__(self, app: ASGIApp, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, access_log: bool, note: Callable[[Failure], None]) -> None:
         self._app = app
+        self._note = note
         self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +81,7 @@ class RequestLog:
         try:
             names = {name for name, _ in scope["headers"]}
             if {b"content-length", b"transfer-encoding"} <= names:
-                await error_response(_two_lengths())(scope, receive, counting_send)
+                await error_response(_two_lengths(), scope)(scope, receive, counting_send)
             else:
                 await self._app(scope, receive, counting_send)
         except Exception:
@@ -81,12 +89,14 @@ class RequestLog:
                 "a request failed",
                 extra={"event": "request_failed", "fields": {"request_id": request_id}},
             )
+            error = ApiError(500, "internal_error", "The service failed; its log says more.")
+            failure = error_response(error, scope)
             if status == CLIENT_GONE:
-                failure = error_response(
-                    ApiError(500, "internal_error", "The service failed; its log says more.")
-                )
                 await failure(scope, receive, counting_send)
+            elif scope["path"].startswith("/v1/"):
+                self._note(Failure(500, error.code, had_slot=True))
         finally:
+            self._tell(scope, status)
             if self._access_log:
                 log(
                     logging.INFO,
@@ -100,6 +110,13 @@ class RequestLog:
                     key=key.name if (key := scope.get(KEY)) else None,
                     served_by=served_by,
                 )
+
+    def _tell(self, scope: Scope, status: int) -> None:
+        code, had_slot = scope.get(ERROR), scope.get(HAD_SLOT, False)
+        # What had a slot ends there.
+        ended = had_slot and code != "internal_error"
+        if status >= 400 and code and not ended and scope["path"].startswith("/v1/"):
+            self._note(Failure(status, code, had_slot))
 
 
 def _two_lengths() -> ApiError:
@@ -132,7 +149,7 @@ class ApiKeyGuard:
             if for_admins or path.startswith("/v1/"):
                 error = self._refusal(scope, for_admins)
                 if error is not None:
-                    await error_response(error)(scope, receive, send)
+                    await error_response(error, scope)(scope, receive, send)
                     return
         await self._app(scope, receive, send)
 

@@ -15,7 +15,14 @@ import aiohttp
 
 from nas_assistant.cloud import Cloud
 from nas_assistant.control import Backend, ControlClient
-from nas_assistant.engine import Call, EngineAnswer, EngineState, EngineUnavailable, Outcome
+from nas_assistant.engine import (
+    Call,
+    EngineAnswer,
+    EngineState,
+    EngineUnavailable,
+    Failure,
+    Outcome,
+)
 from nas_assistant.errors import ApiError, from_engine
 from nas_assistant.keys import KeyRing
 from nas_assistant.settings import Upstream
@@ -65,9 +72,16 @@ class WorkerEngine:
                         yield answer
                     finally:
                         grant.outcome = answer.outcome
-            except EngineUnavailable:
-                grant.outcome = replace(grant.outcome or Outcome(503), status=503)
+            except EngineUnavailable as error:
+                grant.outcome = replace(
+                    grant.outcome or Outcome(503), status=503, failure="not_ready"
+                )
+                error.had_slot = True
                 raise
+
+    def note(self, failure: Failure) -> None:
+        """See ``engine.Engine.note``."""
+        self._control.note(failure)
 
     async def report(self, what: str) -> str:
         """See ``engine.Engine.report``."""
