@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -192,14 +194,31 @@ def test_a_graphics_processor_is_handed_over_and_taken_back(
     wait_ready()
 
 
+NOT_BY_ITSELF = ("unless-stopped", "")
+
+
+def comes_back(host: Host) -> tuple[str, str]:
+    """What starts the container after a restart of the NAS, and what does so after some time."""
+    policy = "docker inspect --format '{{.HostConfig.RestartPolicy.Name}}'"
+    timers = "systemctl show --property Id,ActiveState --value 'nas-assistant-tune-back-*.timer'"
+    return host.run(f"{policy} {CONTAINER}").stdout.strip(), host.run(timers).stdout.strip()
+
+
 @LONG
 def test_what_suits_the_machine_is_tried_once(
     host: Host, playbook: Playbook, wait_ready: Callable[[], float]
 ) -> None:
     tuned = "/etc/nas-assistant/tuned.json"
     host.check_output(f"rm -f {tuned}")
-    run = playbook("assistant", assistant_autotune=True)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(playbook, "assistant", assistant_autotune=True)
+        # Meanwhile the NAS is ready to go on by itself, should nobody come back.
+        while not (seen := comes_back(host))[1] and not running.done():
+            time.sleep(0.5)
+        run = running.result()
     assert run.returncode == 0, run.stdout
+    assert (seen[0], seen[1].split()[-1:]) == ("always", ["active"])
+    assert comes_back(host) == NOT_BY_ITSELF
     assert "suit default best" in " ".join(run.stdout.split())
     found = json.loads(host.file(tuned).content_string)
     config = host.file("/etc/nas-assistant/config.ini").content_string
@@ -213,6 +232,7 @@ def test_what_suits_the_machine_is_tried_once(
     assert run.returncode != 0
     assert "assistant_autotune: " in run.stdout
     assert not host.file("/etc/nas-assistant/tune.ini").exists
+    assert comes_back(host) == NOT_BY_ITSELF
     wait_ready()
     assert not host.file(tuned).exists
     assert playbook("assistant").returncode == 0
