@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from site_lab import Lab, blank, check_answer, play, said, wait_for
+from under_load import check_nothing_is_killed
 
 NAME = f"limits{os.getpid()}"
 PATIENCE = 900  # seconds; the model is warmed up on an emulated CPU, perhaps beside other work
@@ -69,6 +70,13 @@ def test_swap_without_a_limit_is_told(
     finally:
         on(f"echo 4096 >{SCOPE}/memory.swap.max")
     assert "swap: asked for was 4096, in force is no limit" in told
+
+
+def test_nothing_is_killed_under_load(lab: Lab, on: On) -> None:
+    """On an emulated CPU, clients leave before most of them are answered."""
+    with lab.client(lab.hosts[0], PATIENCE) as client:
+        check_nothing_is_killed(on, client, 120)
+    answers(lab)
 
 
 def test_what_takes_all_inside_ends_inside(lab: Lab, on: On) -> None:
