@@ -52,6 +52,11 @@ def asks(client: httpx.Client) -> Iterator[tuple[str, Post]]:
     def text(content: str, **more: Any) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": content}], "max_tokens": 4, **more}
 
+    names = {f"field{number}": {"type": "string", "maxLength": 20} for number in range(20)}
+    schema = {"type": "object", "properties": names, "required": list(names)}
+    form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+    for number in range(4):
+        yield "schema", post(text(f"Fill in form {number}.", response_format=form))
     # The longest that the engine is handed, which finds that they are too long; the first of them
     # come before all slots are taken for long. Then contexts that are full: seven tokens each time.
     # No two begin alike, so that nothing is shared.
@@ -59,11 +64,6 @@ def asks(client: httpx.Client) -> Iterator[tuple[str, Post]]:
     lengths[SLOTS:SLOTS] = [("full", "The cat sat on the mat. " * 270)] * SLOTS
     for number, (kind, words) in enumerate(lengths):
         yield kind, post(text(f"{number}: {words}"))
-    names = {f"field{number}": {"type": "string", "maxLength": 20} for number in range(20)}
-    schema = {"type": "object", "properties": names, "required": list(names)}
-    form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
-    for number in range(4):
-        yield "schema", post(text(f"Fill in form {number}.", response_format=form))
     # What costs most for its length: of the largest that Nginx passes on, and of the largest that
     # is read as JSON.
     for size in (*[(4 << 20) - 1024] * 50, *[255 << 10] * 20):

@@ -119,6 +119,55 @@ def test_a_question_is_answered(chat: Chat, server: Server) -> None:
     assert chat.count(".outside") == 0
 
 
+def test_a_model_that_thinks_first_is_seen_to(chat: Chat, server: Server) -> None:
+    """Its thoughts are plain text, for who opens them, and no part of what it is told next."""
+    thought = ".assistant .thought"
+    thoughts = [event({"delta": {"reasoning_content": part}}) for part in ("Hm, <b>", "Paris?")]
+    proceed, answer = threading.Event(), threading.Event()
+    server.engine.parts = (*thoughts, proceed, *says("**Paris**.")[:1], answer, *says("")[-2:])
+    chat.ask("What is the capital of France?")
+    chat.page.wait(
+        "document.querySelector('.assistant .thought summary')?.innerText === 'Thinking…'"
+    )
+    assert chat.count(".waiting") == 0
+    assert chat.text(f"{thought} div") == ""  # closed
+    chat.click(f"{thought} summary")
+    chat.page.wait(
+        "document.querySelector('.assistant .thought div').innerText === 'Hm, <b>Paris?'"
+    )
+    proceed.set()
+    chat.page.wait(
+        "document.querySelector('.assistant .thought summary').innerText.startsWith('Thoughts')"
+    )
+    answer.set()
+    chat.page.wait(ANSWERED)
+    assert chat.text(".assistant .body") == "Paris."
+    assert chat.text(f"{thought} div") == "Hm, <b>Paris?"
+    assert "Hm" not in chat.text("#status")
+    chat.page.reload()
+    chat.page.wait(
+        "document.querySelector('.assistant .thought div')?.textContent === 'Hm, <b>Paris?'"
+    )
+    server.engine.parts = says("Yes.")
+    assert chat.ask_and_wait("Really?") == "Yes."
+    assert chat.page.run("document.querySelector('article:last-of-type .thought').hidden")
+    body = server.engine.requests[-1][2]
+    assert "Hm" not in str(body)
+    assert "chat_template_kwargs" not in body
+
+
+def test_models_can_be_told_not_to_think(chat: Chat, server: Server) -> None:
+    for told in ({"enable_thinking": False}, None):
+        chat.click("#open-settings")
+        chat.click("#think")
+        chat.click("#settings [value=close]")
+        chat.page.reload()
+        chat.page.wait("document.querySelector('#model').value")
+        assert chat.page.run("document.querySelector('#think').checked") is (told is None)
+        chat.ask_and_wait("Hello")
+        assert server.engine.requests[-1][2].get("chat_template_kwargs") == told
+
+
 @pytest.mark.parametrize("how", ["button", "escape"])
 def test_stop_keeps_the_part(chat: Chat, server: Server, how: str) -> None:
     server.engine.parts = (*says("The beginning")[:1], None)

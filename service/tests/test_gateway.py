@@ -806,3 +806,27 @@ def test_the_books_hear_of_errors_that_had_no_slot(client: TestClient, engine: F
     check_error(client.post(CHAT, json=HELLO), 500, "engine_error")
     assert engine.outcomes[-1].failure == "engine_error"
     assert not engine.failures
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"enable_thinking": False}, {"enable_thinking": False}),
+        ({"enable_thinking": True, "tools": "{{ secrets }}"}, {"enable_thinking": True}),
+        ({"other": 1}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_a_template_hears_whether_to_think(
+    client: TestClient, engine: FakeEngine, given: Any, sent: Any
+) -> None:
+    assert client.post(CHAT, json=HELLO | {"chat_template_kwargs": given}).is_success
+    assert engine.requests[0][2].get("chat_template_kwargs") == sent
+
+
+@pytest.mark.parametrize("given", [{"enable_thinking": "no"}, {"enable_thinking": None}, [], "x"])
+def test_what_a_template_does_not_hear(client: TestClient, given: Any) -> None:
+    answer = client.post(CHAT, json=HELLO | {"chat_template_kwargs": given})
+    error = check_error(answer, 400, "invalid_value")
+    assert error["param"] == "chat_template_kwargs"

@@ -27,6 +27,7 @@ from nas_assistant.fields import (
     Field,
 )
 from nas_assistant.structured import check_choice_among
+from nas_assistant.template import TEMPLATE, for_template
 
 _MAX_DEPTH = 32
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -64,7 +65,7 @@ class Generation:
     def cloud_body(self, model: str) -> bytes:
         """The body for an upstream, which knows the model as ``model``."""
         fields = json.loads(self.body)
-        for name in ENGINE_ONLY:
+        for name in (*ENGINE_ONLY, *TEMPLATE):
             fields.pop(name, None)
         if "max_tokens" in fields:
             # As the client calls it: of OpenAI's models, some refuse the one, others the other.
@@ -83,9 +84,10 @@ def parse_chat(raw: bytes) -> Generation:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise bad_request("'messages' must be a list with at least one message.", "messages")
-    generation = _generation(
-        fields, CHAT, {"messages": [_message(item, at) for at, item in enumerate(messages)]}
-    )
+    for name in TEMPLATE:
+        fields[name] = for_template(fields.get(name))
+    told = [_message(item, at) for at, item in enumerate(messages)]
+    generation = _generation(fields, {**CHAT, **TEMPLATE}, {"messages": told})
     check_choice_among(fields.get("tools"), fields.get("tool_choice"))
     choice = fields.get("tool_choice")
     calls = choice["function"]["name"] if isinstance(choice, dict) else ""

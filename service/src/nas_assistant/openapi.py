@@ -21,6 +21,7 @@ from nas_assistant.fields import (
     Field,
 )
 from nas_assistant.generation import ROLES
+from nas_assistant.template import TEMPLATE
 
 Json = dict[str, Any]
 _TEXT: Json = {"type": "string"}
@@ -137,7 +138,7 @@ def _chat() -> Json:
     message = {"type": "object", "required": ["role"],
                "properties": {"role": {"enum": list(ROLES)}, "content": content}}  # fmt: skip
     own = {"messages": {"type": "array", "items": message, "minItems": 1}}
-    return _request(own, {**CHAT, "max_completion_tokens": COMMON["max_tokens"]})
+    return _request(own, {**CHAT, **TEMPLATE, "max_completion_tokens": COMMON["max_tokens"]})
 
 
 def _completion() -> Json:

@@ -34,7 +34,7 @@ export async function readStatus(key) {
 }
 
 /**
- * Ask for an answer and yield its parts as they come: {text}, {servedBy}, {usage}, {finish}.
+ * Ask for an answer and yield its parts as they come: {thought}, {text}, {servedBy}, {usage}, {finish}.
  *
  * Throws ApiError, or an AbortError when `signal` says so.
  */
@@ -54,6 +54,7 @@ export async function* ask(key, body, signal) {
     const event = parse(data);
     if (event.error) throw new ApiError(event.error.code ?? 'other', event.error.message);
     const choice = event.choices?.[0];
+    if (choice?.delta?.reasoning_content) yield { thought: choice.delta.reasoning_content };
     if (choice?.delta?.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) yield { finish: choice.finish_reason };
     if (event.usage) yield { usage: event.usage, servedBy: event.usage.served_by };

@@ -249,6 +249,7 @@ async function stream(run, asked) {
   const { conversation, message } = run;
   const system = conversation.system ? [{ role: 'system', content: conversation.system }] : [];
   const body = { model: message.model || undefined, messages: [...system, ...asked] };
+  if (!$('think').checked) body.chat_template_kwargs = { enable_thinking: false };
   let finish;
   let began;
   for await (const part of ask(getKey(), body, run.controller.signal)) {
@@ -258,9 +259,10 @@ async function stream(run, asked) {
       message.tokens = part.usage.completion_tokens;
       message.seconds = (performance.now() - began) / 1000;
     }
-    if (part.text) {
+    if (part.thought || part.text) {
       began ??= performance.now();
-      message.text += part.text;
+      if (part.thought) message.thought = (message.thought ?? '') + part.thought;
+      else message.text += part.text;
       drawSoon(run);
       if (Date.now() - run.saved > SAVE_EVERY) {
         run.saved = Date.now();
@@ -450,6 +452,7 @@ $('theme').addEventListener('change', () => {
   remember('local', 'theme', $('theme').value);
   useTheme($('theme').value);
 });
+$('think').addEventListener('change', () => remember('local', 'think', $('think').checked ? '' : 'no'));
 store.onChange((id) => {
   if (id === current.id) reload(current);
   showList().catch(storeTrouble);
@@ -458,6 +461,7 @@ store.onChange((id) => {
 $('language').value = useLanguage(recall('local', 'language'));
 $('theme').value = recall('local', 'theme');
 useTheme($('theme').value);
+$('think').checked = recall('local', 'think') !== 'no';
 const last = recall('session', 'current');
 current = store.newConversation('');
 question.value = recall('session', 'draft');

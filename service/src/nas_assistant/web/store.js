@@ -2,7 +2,7 @@
 // Copyright: nas.assistant contributors
 // The conversations, in the browser's IndexedDB.
 //
-// A conversation: {id, title, system, model, changed, messages: [{id, role, text, model?, tokens?, seconds?, outside?, note?}]}.
+// A conversation: {id, title, system, model, changed, messages: [{id, role, text, thought?, model?, tokens?, seconds?, outside?, note?}]}.
 // `changed` is in milliseconds since 1970. `note` is {code, message?, wait?}: why an answer is not as it should be.
 
 const STORE = 'conversations';

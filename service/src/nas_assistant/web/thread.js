@@ -29,7 +29,18 @@ export function showMessages(thread, messages, running) {
 /** Show what has come of an answer so far. */
 export function showText(message) {
   const view = document.getElementById(viewId(message));
-  if (view) render(view.querySelector('.body'), message.text);
+  if (!view) return;
+  render(view.querySelector('.body'), message.text);
+  showThought(view, message, true);
+}
+
+/** What a model wrote before its answer: plain text, for who opens it. */
+function showThought(view, { text, thought }, running) {
+  const details = view.querySelector('.thought');
+  details.hidden = !thought;
+  if (!thought) return;
+  details.firstChild.textContent = say(running && !text ? 'thinking' : 'thought');
+  details.lastChild.textContent = thought;
 }
 
 /** What a screen reader says of a message at once; the rest is there to be read. */
@@ -45,6 +56,7 @@ function create({ id, role }) {
     'article',
     { className: role, id: `message-${id}` },
     element('h2', { className: 'unseen', textContent: say(role === 'user' ? 'you' : 'assistant') }),
+    element('details', { className: 'thought', hidden: true }, element('summary'), element('div')),
     element('div', { className: 'body' }),
     element('div', { className: 'foot' }),
   );
@@ -53,17 +65,18 @@ function create({ id, role }) {
 }
 
 function update(view, message, { running, last, edit }) {
-  const [, body, foot] = view.children;
+  const [, , body, foot] = view.children;
   view.classList.toggle('running', running);
   if (message.role === 'user') body.textContent = message.text;
   else render(body, message.text);
+  showThought(view, message, running);
   // Buttons that stay as they are keep the focus.
-  const state = JSON.stringify([{ ...message, text: Boolean(message.text) }, running, last, edit]);
+  const state = JSON.stringify([{ ...message, text: Boolean(message.text), thought: Boolean(message.thought) }, running, last, edit]);
   if (view.dataset.state === state) return;
   view.dataset.state = state;
   foot.replaceChildren();
   if (running) {
-    if (!message.text) foot.append(element('p', { className: 'waiting', textContent: say('waiting') }));
+    if (!message.text && !message.thought) foot.append(element('p', { className: 'waiting', textContent: say('waiting') }));
     return;
   }
   if (message.outside) foot.append(element('p', { className: 'outside', textContent: say('outside') }));

@@ -37,6 +37,7 @@ export function fromJson(text) {
 function message(each) {
   if (!['user', 'assistant'].includes(each.role)) throw new TypeError('an unknown role');
   const known = { id: newId(), role: each.role, text: string(each.text) };
+  if (each.thought) known.thought = string(each.thought);
   if (each.model) known.model = string(each.model);
   if (each.outside) known.outside = true;
   if (each.note) known.note = { code: string(each.note.code), message: string(each.note.message ?? '') };
