@@ -46,7 +46,7 @@ UNTRIED = ("UGOS", "fnOS")
 # requests, and prompts that may come again (memory.py and sizing.py of the service, with which a
 # test compares this).
 MIB = 1 << 20
-FIXED = (96 + 160) * MIB
+FIXED = (96 + 208) * MIB
 CACHE = 128 * MIB
 SLOTS = 4
 # Tokens for each slot that it takes by itself, the most first.
