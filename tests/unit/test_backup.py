@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sqlite3
+import subprocess
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,8 +305,8 @@ def test_a_run_says_what_its_owner_should_know() -> None:
     assert said(backup_copies=[], backup_sources=[]) == []
 
 
-@pytest.mark.parametrize("given", [12345678, "12345678"])
-def test_a_key_of_digits_is_the_same_on_the_second_run(given: int | str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [12345678, "12345678", "12345678\n", " 12345678\r\n"])
+def test_a_key_is_the_same_on_the_second_run(given: int | str, tmp_path: Path) -> None:
     there = {"content": base64.b64encode(b"12345678\n").decode()}
     found = yaml.safe_load((ROOT / "roles/backup/vars/main.yml").read_text())
     tasks = yaml.safe_load((ROOT / "roles/backup/tasks/key.yml").read_text())
@@ -330,6 +331,36 @@ def test_a_disk_is_looked_at_before_it_is_formatted() -> None:
     tasks = yaml.safe_load((ROOT / "roles/backup/tasks/schedule.yml").read_text())
     order = [key for task in tasks for key in task if key.startswith("nas.assistant.")]
     assert order.index("nas.assistant.backup_device") < order.index("nas.assistant.btrfs_pool")
+
+
+def test_the_first_copy_may_be_over_ssh(tmp_path: Path) -> None:
+    """The role's own tasks, as on a NAS that has no folder for keys yet."""
+    tasks = yaml.safe_load((ROOT / "roles/backup/tasks/schedule.yml").read_text())
+    folder = tmp_path / "nas-assistant/backup"
+    play = {
+        "hosts": "localhost",
+        "gather_facts": False,
+        "vars": {
+            "__backup_folder": str(folder),
+            "__backup_copies": [{"host_key": KEY}],
+            "__backup_ssh": True,
+            "__backup_installed": {"planned": False},
+        },
+        "tasks": [each for each in tasks if "for SSH" in each["name"]],
+    }
+    playbook = tmp_path / "playbook.yml"
+    playbook.write_text(yaml.safe_dump([play]))
+    for more in (["--check"], []):
+        done = subprocess.run(
+            ["ansible-playbook", str(playbook), *more],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (folder / "id_ed25519").exists() is not bool(more)
+    assert folder.stat().st_mode & 0o7777 == 0o755
 
 
 def test_timers_elapse_by_the_calendar_or_once_after_a_boot() -> None:

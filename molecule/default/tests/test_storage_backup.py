@@ -207,6 +207,17 @@ def test_refused_before_anything_changes(playbook: Run, wish: dict[str, Any], ho
     assert not host.file("/usr/local/sbin/nas-backup").exists
 
 
+def test_the_first_copy_may_be_over_ssh(playbook: Run, wish: dict[str, Any], host: Host) -> None:
+    ssh = {"host_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLE"}
+    away = {"name": "away", "repository": "sftp:us@backup.example.com:/us", "ssh": ssh}
+    first = {**wish, "backup_copies": [away]}
+    told = worked(playbook("backup", **first))
+    key = host.check_output("cat /etc/nas-assistant/backup/id_ed25519.pub")
+    assert key.split()[1] in told
+    assert "changed=0" in worked(playbook("backup", **first))
+    worked(playbook("backup", **first, backup_state="absent"))
+
+
 def test_copies_are_set_up(playbook: Run, wish: dict[str, Any], host: Host, nas_name: str) -> None:
     worked(playbook("storage", **wish))
     host.check_output(f"mkdir -p {METRICS}; cd /srv/documents; {FILES}")
