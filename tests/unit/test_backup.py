@@ -363,6 +363,24 @@ def test_the_first_copy_may_be_over_ssh(tmp_path: Path) -> None:
     assert folder.stat().st_mode & 0o7777 == 0o755
 
 
+@pytest.mark.parametrize("name", ["restore", "rollback", "backup"])
+@pytest.mark.parametrize(
+    ("hosts", "limit", "passes"),
+    [(["nas1"], {}, True), (["nas1", "nas2"], {}, False),
+     (["nas1", "nas2"], {"ansible_limit": "nas1,nas2"}, True)],
+)  # fmt: skip
+def test_a_forgotten_limit_does_not_bring_a_fleet_back(
+    name: str, hosts: list[str], limit: dict[str, str], passes: bool
+) -> None:
+    play = load(ROOT / f"playbooks/{name}.yml")[1]
+    first = (play.get("pre_tasks") or play["tasks"])[0]
+    assert first["any_errors_fatal"] is True
+    known = Templar(DataLoader(), {"ansible_play_hosts_all": hosts, "backup_accept": [], **limit})
+    assert known.evaluate_conditional(first["ansible.builtin.assert"]["that"]) is passes
+    if "when" in first:
+        assert not known.evaluate_conditional(first["when"])
+
+
 def test_timers_elapse_by_the_calendar_or_once_after_a_boot() -> None:
     found = yaml.safe_load((ROOT / "roles/backup/vars/main.yml").read_text())
     variables = {
