@@ -50,8 +50,6 @@ SNAPSHOTS = ".backup"
 # Of a dataset of ZFS, the same; and the property that tells ours.
 ZFS_PREFIX, ZFS_MARK = "nas-backup-", "nas.assistant:backup"
 WHOLE = 100  # percent
-# What is left of a file of which some data are still wanted stays: to write it anew needs room.
-NO_REPACK = "--max-repack-size=0"
 _READ_ONLY = "ro,nosuid,nodev,noexec"
 _WRITABLE = "noatime,nosuid,nodev,noexec"
 
@@ -164,9 +162,7 @@ def prune(repository: Repository, points: Sequence[Point], keep: Mapping[str, An
     """Delete what retention drops; return what is left."""
     gone = plan.drop(points, keep, now())
     if gone:
-        repository.run("forget", *(each.id for each in gone))
-        repository.run("prune", NO_REPACK)
-        repository.run("prune")
+        repository.delete([each.id for each in gone])
     return [each for each in points if each not in gone]
 
 
@@ -210,7 +206,7 @@ def opened(settings: Settings, copy: Copy, write: bool = True) -> Iterator[Repos
             if write and error.cause == "no room":
                 # What this run left there is of no use to anybody.
                 with contextlib.suppress(BackupError):
-                    repository.run("prune", NO_REPACK)
+                    repository.tidy()
             raise
 
 

@@ -39,8 +39,7 @@ _CAUSES: tuple[tuple[str, int, str, str], ...] = (
         "no room",
         22,
         rf"no space left|quota exceeded|insufficient storage|{_ANSWER}507",
-        "Make room where the copy is kept, or keep fewer points; of a restore, make room on the "
-        "NAS; nothing was deleted",
+        "Make room where the copy is kept, or keep fewer points; of a restore, on the NAS",
     ),
     (
         # Before all that it could be taken for: of a server in trouble, restic asks whether there
@@ -111,6 +110,8 @@ CODES = {
     "incomplete": 32,
     "differs": 33,
 }
+# What is left of a file of which some data are still wanted stays: to write it anew needs room.
+NO_REPACK = "--max-repack-size=0"
 _GONE = "no such file or directory"
 _PROBE = 60  # seconds after which a side that says nothing is taken for unreachable
 
@@ -283,10 +284,31 @@ class Repository:
         ca = dict(zip(self.options, self.options[1:], strict=False)).get("--cacert", "")
         return bool(may_delete(self.location, *given, ca))
 
+    def delete(self, ids: Sequence[str]) -> bool:
+        """Delete points, and the data that no other one has, also where an earlier time came to no
+        end; return whether there were such data.
+
+        :raises BackupError: it failed; points may be gone, and their data there.
+        """
+        if ids:
+            self.run("forget", *ids)
+        # Where there is hardly room, the first makes some for what the second writes anew.
+        return any([self.tidy(), _packs_went(self.run("prune"))])
+
+    def tidy(self) -> bool:
+        """Delete files of which no point wants anything, which needs next to no room; return
+        whether there were such."""
+        return _packs_went(self.run("prune", NO_REPACK))
+
     def points(self, host: str) -> list[Point]:
         """Return a host's restore points, the oldest first."""
         listed = self.run("snapshots", "--json", "--no-lock", "--host", host)
         return points(listed)
+
+
+def _packs_went(said: str) -> bool:
+    """Whether ``restic prune`` deleted data, by what it says."""
+    return bool(re.search(r"(old|unreferenced) packs", said))
 
 
 def diagnosis(said: str) -> tuple[str, str]:
@@ -297,6 +319,11 @@ def diagnosis(said: str) -> tuple[str, str]:
         if re.search(pattern, said, re.IGNORECASE):
             return cause, remedy
     return "failed", ""
+
+
+def literally(path: str) -> str:
+    """Return the pattern by which restic takes a path and no other."""
+    return re.sub(r"([\\*?\[\]])", r"\\\1", path)
 
 
 def unreadable(said: str) -> list[str]:

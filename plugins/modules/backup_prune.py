@@ -10,7 +10,8 @@ module: backup_prune
 short_description: Delete old restore points of a NAS, from where the NAS has no say
 version_added: 0.1.0
 description:
-  - Deletes what retention drops, and only once all data that stay were read and found sound.
+  - Deletes what retention drops, and only once all data that stay were read and found sound. What
+    a run that was cut off left to delete goes with the next one.
   - Runs where restic is and where the repository may be written to, as on the server that holds it,
     or on the controller with a key that the NAS does not have.
   - A repository that is a folder is pruned only by the user who owns it.
@@ -125,8 +126,9 @@ def check_owner(repository: str) -> None:
 
 def prune(
     params: dict[str, Any], folder: str, now: int, check: bool
-) -> tuple[list[Point], list[Point]]:
-    """Return the points that there were, and those that go, or would.
+) -> tuple[list[Point], list[Point], bool]:
+    """Return the points that there were, those that go, or would, and whether data of earlier ones
+    went.
 
     :param folder: for the password and restic's cache.
     """
@@ -144,14 +146,25 @@ def prune(
     )
     points = repository.points(params["host"])
     gone = plan.drop(points, params["keep"], now)
-    if gone and not check:
-        repository.run("unlock")
-        share = params["verify"]
-        if share:
-            words = "--read-data" if share == 100 else f"--read-data-subset={share}%"
-            repository.run("check", words)
-        repository.run("forget", "--prune", *(each.id for each in gone))
-    return points, gone
+    if check or not points:
+        return points, gone, False
+    repository.run("unlock")
+    if not gone:
+        # What another run deleted that came to no end, as where there was no room.
+        return points, gone, repository.delete([])
+    share = params["verify"]
+    if share:
+        words = "--read-data" if share == 100 else f"--read-data-subset={share}%"
+        repository.run("check", words)
+    try:
+        repository.delete([each.id for each in gone])
+    except BackupError as error:
+        left = {each.id for each in repository.points(params["host"])}
+        names = ", ".join(each.short for each in gone if each.id not in left) or "none"
+        raise BackupError(
+            error.cause, f"{error} Points that were deleted: {names}. Run it again for the rest"
+        ) from None
+    return points, gone, False
 
 
 def main() -> None:
@@ -172,12 +185,12 @@ def main() -> None:
         module.fail_json(msg=f"verify={module.params['verify']}: give 0 to 100")
     try:
         with tempfile.TemporaryDirectory(dir=module.tmpdir) as folder:
-            points, gone = prune(module.params, folder, int(time.time()), module.check_mode)
+            points, gone, tidied = prune(module.params, folder, int(time.time()), module.check_mode)
     except (BackupError, OSError) as error:
         module.fail_json(msg=str(error))
     kept = [each for each in points if each not in gone]
     module.exit_json(
-        changed=bool(gone),
+        changed=bool(gone) or tidied,
         kept=[each.id for each in kept],
         deleted=[each.id for each in gone],
         diff={"before": shown(points), "after": shown(kept)},

@@ -768,6 +768,51 @@ def test_old_points_go_where_the_nas_has_no_say(
     assert nas.restore("offsite", point=good, sources=["tank/photos"])["changed"]
 
 
+@pytest.mark.usefixtures("_restic")
+def test_a_full_server_has_room_again(folder: Path, call: Callable[..., dict[str, Any]]) -> None:
+    server, data, alone = folder / "server", folder / "data", folder / "alone"
+    for path in (server, data):
+        path.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "size=12m", "none", str(server))
+    alone.write_bytes(os.urandom(2 << 20))
+    (folder / "key").write_text("key")
+    environ = {
+        **os.environ,
+        "RESTIC_REPOSITORY": str(server / "nas1"),
+        "RESTIC_PASSWORD_FILE": str(folder / "key"),
+        "RESTIC_CACHE_DIR": str(folder / "cache"),
+    }
+
+    def restic(*words: str) -> str:
+        done = subprocess.run(["restic", *words], env=environ, check=True, capture_output=True)
+        return done.stdout.decode()
+
+    def free() -> int:
+        return shutil.disk_usage(server).free
+
+    restic("init")
+    # Of the first point, nobody else wants anything; of the second, all others want most.
+    for day in range(1, 6):
+        for number in range(20) if day < 3 else range(day * 3, day * 3 + 3):
+            (data / f"{number}").write_bytes(os.urandom(100_000))
+        own = ("--tag", "nas.assistant", "--host", "nas1", "--time", f"2020-01-0{day} 00:00:00")
+        restic("backup", "-q", *own, str(alone if day == 1 else data))
+    with (server / "filled").open("wb") as stream:
+        stream.write(bytes(free() - 300_000))
+    given = {"host": "nas1", "repository": str(server / "nas1"), "password": "key"}
+    given["keep"] = {"last": 1}
+    assert len(call(backup_prune.main, **given)["deleted"]) == 2
+    assert free() > 2 << 20
+    # One that was cut off has deleted a point, and not its data.
+    oldest = json.loads(restic("snapshots", "--json"))[0]["id"]
+    restic("forget", oldest)
+    before = free()
+    answer = call(backup_prune.main, **given)
+    assert (answer["changed"], answer["deleted"]) == (True, [])
+    assert free() > before + 200_000
+    assert not call(backup_prune.main, **given)["changed"]
+
+
 def test_what_nobody_prunes_is_counted(nas: Nas) -> None:
     for _ in range(4):
         nas.run("run", "offsite")
