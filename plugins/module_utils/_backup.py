@@ -70,40 +70,75 @@ def run(settings: Settings, name: str) -> Record:
     :raises BackupError: it was not made, or lacks something; metrics and record say so too.
     """
     copy = settings.copy(name)
-    with recorded(settings, copy, "") as record, opened(settings, copy) as repository:
-        record["repository"] = claim(settings, copy, repository)
-        # Now, since a run that is cut off must know its own points again.
-        remember(settings, name, {"repository": record["repository"]})
-        # What a run that was killed left; locks of others that are alive stay.
-        repository.run("unlock")
-        known = records(settings)[name].get("verified", "")
-        points = repository.points(settings.host)
-        if copy.device and known and known == newest(points):
-            # Retention may have been cut since, to make room for this run.
-            prune(repository, points, copy.keep)
-        problems: list[str] = []
-        with staged(settings, copy, problems) as (stage, shown):
-            record |= _copy(settings, copy, repository, stage, shown, problems)
-        if copy.verify:
-            share = f"--read-data-subset={copy.verify}%" if copy.verify < WHOLE else "--read-data"
-            repository.run("check", share)
-        points = repository.points(settings.host)
-        if copy.verify == WHOLE and not problems:
-            record["verified"] = newest(points)
-            if copy.device:
-                points = prune(repository, points, copy.keep)
-        record["points"] = sum(map(plan.is_complete, points))
-        record["told"] = unknown(name, settings.sources) if copy.device else []
-        if repository.erasable:
-            record["told"].append(
-                f"the server of {name} takes more than new data: whoever has this NAS can delete "
-                "all of it there. Start it with --append-only"
-            )
-        # Of what is off-site: whether anybody prunes there.
-        record["old"] = sum(map(plan.is_complete, plan.drop(points, copy.keep, now())))
+    problems: list[str] = []
+    with recorded(settings, copy, "") as record:
+        with opened(settings, copy) as repository:
+            _add(settings, copy, repository, record, problems)
+        # A device is mounted anew: what was just written would be read from memory, not from it.
+        with opened(settings, copy) as repository:
+            _prove(settings, copy, repository, record, problems)
         if problems:
             raise BackupError("incomplete", f"incomplete: {'; '.join(problems[:5])}")
     return record
+
+
+def _add(
+    settings: Settings, copy: Copy, repository: Repository, record: Record, problems: list[str]
+) -> None:
+    """Make a restore point."""
+    record["repository"] = claim(settings, copy, repository)
+    # Now, since a run that is cut off must know its own points again.
+    remember(settings, copy.name, {"repository": record["repository"]})
+    # What a run that was killed left; locks of others that are alive stay.
+    repository.run("unlock")
+    known = records(settings)[copy.name].get("verified", "")
+    points = repository.points(settings.host)
+    if copy.device and known and known == newest(points):
+        # Retention may have been cut since, to make room for this run.
+        prune(repository, points, copy.keep)
+    with staged(settings, copy, problems) as (stage, shown):
+        record |= _copy(settings, copy, repository, stage, shown, problems)
+
+
+def _prove(
+    settings: Settings, copy: Copy, repository: Repository, record: Record, problems: Sequence[str]
+) -> None:
+    """Read what is in a copy, and delete what is old where that is this NAS's to do."""
+    if copy.verify:
+        if repository.location.startswith("/"):
+            uncache(repository.location)
+        share = f"--read-data-subset={copy.verify}%" if copy.verify < WHOLE else "--read-data"
+        repository.run("check", share)
+    points = repository.points(settings.host)
+    if copy.verify == WHOLE and not problems:
+        record["verified"] = newest(points)
+        if copy.device:
+            points = prune(repository, points, copy.keep)
+    record["points"] = sum(map(plan.is_complete, points))
+    record["told"] = unknown(copy.name, settings.sources) if copy.device else []
+    if repository.erasable:
+        record["told"].append(
+            f"the server of {copy.name} takes more than new data: whoever has this NAS can delete "
+            "all of it there. Start it with --append-only"
+        )
+    # Of what is off-site: whether anybody prunes there.
+    record["old"] = sum(map(plan.is_complete, plan.drop(points, copy.keep, now())))
+
+
+def uncache(folder: str) -> None:
+    """Have files read from where they are kept, and not from memory: of a device that somebody else
+    has mounted too, and of a folder, a new mount is not enough.
+
+    They must have been synced, as restic does with all that it writes.
+    """
+    for top, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(os.path.join(top, name), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(descriptor)
 
 
 def claim(settings: Settings, copy: Copy, repository: Repository, force: bool = False) -> str:

@@ -49,7 +49,7 @@ def test_points_in_both_copies(nas: Nas) -> None:
         assert f'nas_backup_drill_failed{{copy="{copy}",cause=""}} 0' in nas.metric(copy)
     # Nothing of it is left on the NAS, and the disk can be taken away.
     assert os.listdir(nas.pool / ".snapshots/.backup") == []
-    assert not (nas.folder / "nas-assistant-drill").exists()
+    assert not list(nas.folder.glob("nas-assistant-drill*"))
     mounts = Path("/proc/self/mounts").read_text()
     assert nas.disk not in mounts
     assert "backup-offsite" not in mounts
@@ -230,6 +230,50 @@ def test_a_flipped_bit_is_found_and_the_other_copy_restores(nas: Nas) -> None:
     assert os.listdir(nas.pool / ".snapshots") == [".backup", ".nas-assistant-restore"]
     (restored,) = nas.restore("usb", sources=["tank/documents"])["restored"]
     assert listing(nas.pool / ".snapshots" / restored["snapshot"]) == before
+
+
+# restic, after whose backup the medium no longer has what it took.
+FORGETFUL = """#!{python}
+import os, subprocess, sys
+done = subprocess.run(["{restic}", *sys.argv[1:]])
+if "backup" in sys.argv and done.returncode == 0:
+    with open("{image}", "r+b") as medium:
+        whole, lost = medium.read(), 0
+        for top, _, names in os.walk(os.environ["RESTIC_REPOSITORY"] + "/data"):
+            for name in names:
+                pack = open(os.path.join(top, name), "rb").read()
+                place = whole.find(pack[8192:12288]) if len(pack) > 100_000 else -1
+                if place > 0:
+                    medium.seek(place)
+                    medium.write(bytes(4096))
+                    lost += 1
+    assert lost
+sys.exit(done.returncode)
+"""
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+def test_what_was_just_written_is_read_from_the_disk(
+    nas: Nas, monkeypatch: pytest.MonkeyPatch, mounted: bool
+) -> None:
+    nas.run("run", "usb")
+    programs = nas.folder / "programs"
+    programs.mkdir()
+    image = sh("losetup", "--noheadings", "--output", "BACK-FILE", nas.disk).strip()
+    forgetful = programs / "restic"
+    restic = shutil.which("restic")
+    forgetful.write_text(FORGETFUL.format(python=sys.executable, restic=restic, image=image))
+    forgetful.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    if mounted:
+        # By somebody else too, who keeps in memory what was written.
+        point = nas.folder / "there"
+        point.mkdir()
+        sh("mount", nas.disk, str(point))
+    (nas.documents / "much").write_bytes(os.urandom(5 << 20))
+    nas.fails("damaged", "run", "usb")
+    record = json.loads((nas.state / "usb/record.json").read_text())
+    assert record["verified"] != record["point"]
 
 
 def test_a_truncated_weekly_copy_is_found_and_nothing_of_it_deleted(nas: Nas) -> None:
