@@ -38,6 +38,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._restic import (
     BackupError,
     Point,
     Repository,
+    literally,
     unreadable,
 )
 
@@ -317,11 +318,7 @@ def staged(
         for source in settings.sources:
             try:
                 _show(source, copy, [each.name for each in settings.copies], stage, made)
-                problems += [
-                    f"{source.name}: {each} lies in it and is not copied. Name it in "
-                    "backup_sources too, or in exclude"
-                    for each in _apart(settings, source)
-                ]
+                problems += _apart(settings, source)
             except (
                 BackupError,
                 btrfs.BtrfsError,
@@ -331,7 +328,7 @@ def staged(
             ) as error:
                 problems.append(f"{source.name}: {error}")
             else:
-                shown.append(source.holding(settings.sources))
+                shown.append(source)
         yield stage, shown
 
 
@@ -350,26 +347,32 @@ def _show(
 
 
 def _apart(settings: Settings, source: Source) -> list[str]:
-    """Return what lies below a source and is no part of it: mounts, and subvolumes of its own."""
+    """Return what lies below a source and is no part of it, as sentences: mounts, and subvolumes
+    of their own."""
     tops = [each for each in (source.path, source.mounted) if each]
     found = {
         point
         for point in btrfs.points()
         if _is_in(point, tops) and not btrfs.OF_CONTAINERS.fullmatch(point)
     }
+    inner: set[str] = set()
     place = snapshots.look(source.path) if source.volume else None
     if place:
         # Paths of subvolumes are those from the top level, where the pool is mounted.
         top = os.path.dirname(source.folder)
         listed = btrfs.subvolumes(source.path)
-        found |= {os.path.join(top, each.path) for each in listed if each.parent == place.id}
+        inner = {os.path.join(top, each.path) for each in listed if each.parent == place.id}
     others = {point for each in settings.sources for point in (each.path, each.mounted)}
     left_out = [os.path.join(top, each) for top in tops for each in source.exclude]
-    return sorted(
-        point
-        for point in found
+    # As a folder it would be copied; but a volume comes back as a whole with those alone in it that
+    # the inventory knows.
+    volume = "make it a volume of storage_pools and name that in backup_sources"
+    return [
+        f"{source.name}: {point} lies in it and is not copied: "
+        f"{volume if point in inner else 'name it in backup_sources too'}, or name it in exclude"
+        for point in sorted(found | inner)
         if point not in others and point not in left_out and not _is_in(point, left_out)
-    )
+    ]
 
 
 def _is_in(path: str, folders: Iterable[str]) -> bool:
@@ -443,7 +446,8 @@ def _copy(
     """Write the manifests of what is staged, and copy both; return figures."""
     kept = os.path.join(settings.state, copy.name)
     os.makedirs(os.path.join(kept, "manifest"), mode=0o700, exist_ok=True)
-    sources = [_list(settings, copy, stage, each, problems) for each in shown]
+    inner: list[str] = []
+    sources = [_list(settings, copy, stage, each, problems, inner) for each in shown]
     problems += _lost(settings, copy, shown, {each["place"]: each["files"] for each in sources})
     index = {
         "version": 1,
@@ -465,6 +469,8 @@ def _copy(
     for source in shown:
         for each in source.exclude:
             words += ["--exclude", os.path.join(stage, source.place, each)]
+    for place in inner:
+        words += ["--exclude", os.path.join(stage, literally(place))]
     places = [each.place for each in shown]
     # 3: something could not be read, and the rest was copied.
     done = repository.attempt(*words, "manifest", *places, folder=stage, accepted=(0, 3))
@@ -510,9 +516,17 @@ def _lost(
 
 
 def _list(
-    settings: Settings, copy: Copy, stage: str, source: Source, problems: list[str]
+    settings: Settings,
+    copy: Copy,
+    stage: str,
+    source: Source,
+    problems: list[str],
+    inner: list[str],
 ) -> dict[str, Any]:
-    """Write the manifest of one source; return what the index says of it."""
+    """Write the manifest of one source; return what the index says of it.
+
+    :param inner: gets the places of subvolumes that lie in it, which are left out.
+    """
     target = os.path.join(settings.state, copy.name, source.manifest)
     # Any copy's will do: what has changed since is found by its times.
     others = [os.path.join(settings.state, each.name, source.manifest) for each in settings.copies]
@@ -526,7 +540,18 @@ def _list(
             earlier = _as_far_as_it_goes(manifest.read(stream))
         draft = stack.enter_context(open(f"{target}.draft", "w", encoding="utf-8"))
         top = os.path.join(stage, source.place)
-        walk = manifest.walk(top, source.exclude, earlier, problems.append, not copy.full)
+
+        def apart(path: str) -> None:
+            inner.append(os.path.join(source.place, path))
+
+        walk = manifest.walk(
+            top,
+            source.exclude,
+            earlier,
+            problems.append,
+            trust=not copy.full,
+            apart=apart if source.folder else None,
+        )
         for entry in walk:
             draft.write(entry.line)
             count, total = count + (entry.kind == "f"), total + entry.size

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ansible_collections.nas.assistant.plugins.module_utils import _snapshot_plan as plan
@@ -49,16 +49,6 @@ class Source:
         pool, _, rest = self.volume.partition("/")
         # Volumes may lie in each other; their snapshots lie side by side.
         return f"volumes/{pool}/{rest.replace('/', '.')}" if rest else f"folders{self.path}"
-
-    def holding(self, sources: Sequence[Source]) -> Source:
-        """Return it without the volumes of Btrfs among some sources that lie in it: a snapshot has
-        no more of one than an empty folder, whose time may be another one whenever it is read."""
-        inner = [
-            each.path.removeprefix(f"{self.path}/")
-            for each in sources
-            if self.folder and each.folder and each.path.startswith(f"{self.path}/")
-        ]
-        return replace(self, exclude=tuple(dict.fromkeys([*self.exclude, *inner])))
 
     @property
     def manifest(self) -> str:

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 # Not of the files: what the filesystem keeps to itself, and our own mark of a snapshot.
 NOT_COMPARED = ("btrfs.", "user.nas_assistant.")
+# Of the empty folder that a snapshot of Btrfs has in place of each subvolume that lay in it.
+_PLACEHOLDER = 2
 _KINDS = {stat.S_IFREG: "f", stat.S_IFDIR: "d", stat.S_IFLNK: "l"}
 _Key = tuple[bytes, ...]
 
@@ -71,6 +73,7 @@ def walk(
     earlier: Iterable[Entry] = (),
     unreadable: Callable[[str], None] = lambda text: None,
     trust: bool = True,
+    apart: Callable[[str], None] | None = None,
 ) -> Iterator[Entry]:
     """Return the entries of a folder.
 
@@ -80,10 +83,15 @@ def walk(
     :param unreadable: told of what cannot be read, and is left out.
     :param trust: whether to take those checksums. Otherwise all is read, and ``unreadable`` is told
         of a file whose content is another one than its times say; its checksum stays what it was.
+    :param apart: of a snapshot of Btrfs: told of each place of another subvolume, which is left
+        out. It is an empty folder, whose time may be another one whenever it is read.
     """
     behind = iter(earlier)
     known: Entry | None = next(behind, None)
     for path, status in _statuses(top, exclude, unreadable):
+        if apart and path and stat.S_ISDIR(status.st_mode) and status.st_ino == _PLACEHOLDER:
+            apart(path)
+            continue
         key = _key(path)
         while known and known.key < key:
             known = next(behind, None)
@@ -117,6 +125,9 @@ def difference(top: str, entry: Entry, settled: bool = True, without: Collection
     if not settled and found.modified_ns != entry.modified_ns:
         return ""
     left_out = {*without, *(() if settled else ("digest",))}
+    if entry.path and entry.kind == "d" and entry.inode == _PLACEHOLDER:
+        # Of a point that has it, since it was made before they were left out.
+        left_out.add("modified_ns")
     fields = ("kind", "size", "mode", "uid", "gid", "modified_ns", "digest", "attributes")
     wrong = [
         field

@@ -36,6 +36,7 @@ from ansible_collections.nas.assistant.plugins.module_utils._restic import (
     BackupError,
     Point,
     Repository,
+    literally,
 )
 
 # How many files a drill takes where it cannot restore all.
@@ -436,8 +437,7 @@ def _is_own(path: str) -> bool:
 
 def _pattern(place: str, path: str) -> str:
     """What restic takes a path by, literally."""
-    whole = f"/{place}/{path}".rstrip("/")
-    return re.sub(r"([\\*?\[\]])", r"\\\1", whole)
+    return str(literally(f"/{place}/{path}".rstrip("/")))
 
 
 def _is_below(path: str, above: str) -> bool:

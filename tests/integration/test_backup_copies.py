@@ -1027,8 +1027,10 @@ def test_what_lies_in_a_source_and_is_not_of_it_is_told(nas: Nas) -> None:
     (nas.etc / "mounted").mkdir()
     sh("mount", "-t", "tmpfs", "none", str(nas.etc / "mounted"))
     said = nas.fails("incomplete", "run", "offsite")
-    assert f"{nas.documents}/inner lies in it" in said
+    assert f"{nas.documents}/inner lies in it and is not copied: make it a volume" in said
     assert f"{nas.etc}/mounted lies in it" in said
+    # The rest comes back.
+    assert not nas.restore("offsite", sources=["tank/documents"]).get("failed")
     nas.settings["sources"][0]["exclude"] = ["inner"]
     nas.settings["sources"][2]["exclude"] = ["mounted"]
     nas.run("run", "offsite")
