@@ -179,13 +179,19 @@ def claim(settings: Settings, copy: Copy, repository: Repository, force: bool = 
     return found
 
 
-def accept(settings: Settings, name: str) -> Record:
-    """Take the repository that is there for this NAS's own, or make one; and the sources as they
-    are now, whatever they were."""
+def accept(settings: Settings, name: str, sources: Collection[str] = ()) -> Record:
+    """Take the repository that is there for this NAS's own, or make one; and sources as they are
+    now, whatever they were.
+
+    :param sources: their names; all, unless given.
+    """
     copy = settings.copy(name)
     with alone(copy), opened(settings, copy) as repository:
         found = claim(settings, copy, repository, True)
-        return remember(settings, name, {"repository": found, "had": {}})
+        had = records(settings).get(name, {}).get("had", {})
+        others = [each.place for each in settings.sources if sources and each.name not in sources]
+        left = {place: had[place] for place in others if place in had}
+        return remember(settings, name, {"repository": found, "had": left})
 
 
 def newest(points: Sequence[Point]) -> str:
@@ -573,13 +579,14 @@ def _as_far_as_it_goes(entries: Iterator[manifest.Entry]) -> Iterator[manifest.E
 
 
 def records(settings: Settings) -> dict[str, Record]:
-    """Return what is known of each copy, by its name."""
+    """Return what is known of each copy, by its name. What cannot be read is as good as none: the
+    next run then asks whether the copy is this NAS's own."""
     found = {}
     for copy in settings.copies:
         try:
             with open(_record(settings, copy.name), encoding="utf-8") as stream:
                 found[copy.name] = json.load(stream)
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             continue
     return found
 

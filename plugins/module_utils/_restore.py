@@ -312,10 +312,10 @@ def shortage(found: Held, target: str) -> str:
 
     No more than a word of warning: what has holes, or is compressed, takes less than its size.
     """
-    try:
-        status = os.statvfs(target)
-    except OSError:
-        return ""
+    # What is not there yet is made, on whatever is mounted there.
+    while not os.path.exists(target):
+        target = os.path.dirname(target)
+    status = os.statvfs(target)
     free = status.f_bavail * status.f_frsize
     if found.bytes <= free:
         return ""
@@ -447,7 +447,8 @@ def _is_below(path: str, above: str) -> bool:
 @contextlib.contextmanager
 def _stage(settings: Settings) -> Iterator[str]:
     """A folder for manifests and mount points."""
-    top = os.path.join(settings.state, "restore")
+    # No copy can be called that: beside it are the records of copies, by their names.
+    top = os.path.join(settings.state, ".restore")
     shutil.rmtree(top, ignore_errors=True)
     os.makedirs(top, mode=0o700)
     try:

@@ -15,7 +15,8 @@ description:
   - A volume of Btrfs becomes one more of its snapshots. M(nas.assistant.btrfs_rollback) puts it in
     place, and keeps what was there. What its source excludes, so that no copy has it, comes along
     from the present volume. Files of a folder, or of a dataset of ZFS, are put in place at
-    once; those that they replace are moved to a folder in it.
+    once; those that they replace are moved to a folder in it. A folder that lies in such a volume
+    is left for a second call (RV(later)), since the volume would take its place.
 author:
   - The nas.assistant contributors
 options:
@@ -64,9 +65,16 @@ EXAMPLES = r"""
 RETURN = r"""
 whole:
   description:
-    - Whether all that the point holds of this NAS was brought back. Once the volumes are in place,
-      C(nas-backup accept COPY) on the NAS has its next run go on from there.
+    - Whether all that the point holds of this NAS was brought back, but for RV(later), and the
+      point lacks nothing. Once all is in place, C(nas-backup accept COPY) on the NAS has its next
+      run go on from there.
   type: bool
+  returned: success
+later:
+  description: Folders in volumes that were restored; to be brought back from the same point once
+    those are in place.
+  type: list
+  elements: str
   returned: success
 point:
   description: Id of the restore point.
@@ -143,14 +151,17 @@ class Restore:
     def __init__(self, settings: plan.Settings, params: dict[str, Any], check: bool) -> None:
         self.settings, self.params, self.check = settings, params, check
         self.here = {each.name: each for each in settings.sources}
-        #: Whether all that the point holds of this NAS was brought back.
+        #: Whether all that the point holds of this NAS was brought back, and it lacks nothing.
         self.is_whole = False
+        #: Names of what must wait until volumes are in place.
+        self.later: list[str] = []
         #: What its owner should know, as sentences.
         self.warnings: list[str] = []
 
     def run(self, repository: Repository, point: Point) -> list[restore.Restored]:
         """Bring all of them back."""
-        wanted = picked(self.params, restore.held(repository, point))
+        there = restore.held(repository, point)
+        wanted = picked(self.params, there)
         for each in wanted:
             if each.name not in self.here and not self.params["to"]:
                 raise BackupError(
@@ -161,11 +172,16 @@ class Restore:
         for each in wanted if not self.params["path"] else ():
             target = self.params["to"] or self.here[each.name].path
             self.warnings += filter(None, [restore.shortage(each, target)])
+        if not self.params["sources"]:
+            self.warnings += self._lacking(point, {each.name for each in there})
         if self.check:
             return [restore.Restored(each.name, changed=each.files) for each in wanted]
         done: list[restore.Restored] = []
+        self.later = [each.name for each in wanted if self._is_covered(each, wanted)]
         # Volumes first: those are put in place by a later step, and folders at once.
         for each in sorted(wanted, key=lambda each: not each.settled):
+            if each.name in self.later:
+                continue
             try:
                 done.append(self.one(repository, point, each))
             except (BackupError, BtrfsError, OSError, ValueError) as error:
@@ -173,16 +189,45 @@ class Restore:
                 if not names:
                     raise
                 raise BackupError("failed", f"{error} Before that: {', '.join(names)}") from None
-        missing = set(self.here) - {each.name for each in done}
-        there = {each.name for each in restore.held(repository, point)}
-        self.is_whole = not missing & there and not self.params["path"] and not self.params["to"]
+        missing = set(self.here) - {each.name for each in wanted}
+        is_all = not missing & {each.name for each in there}
+        is_part = bool(self.params["path"] or self.params["to"])
+        self.is_whole = is_all and not is_part and plan.is_complete(point)
         return done
+
+    def _lacking(self, point: Point, there: set[str]) -> list[str]:
+        """Return what is not brought back since the point does not have it, as sentences."""
+        lacks = ", ".join(name for name in self.here if name not in there)
+        if plan.is_complete(point):
+            return [f"{lacks}: is in backup_sources, and not in {point.short}"] if lacks else []
+        copy = self.params["copy"]
+        return [
+            f"{point.short} is incomplete: it lacks {f'all of {lacks}' if lacks else 'something'}. "
+            f"See which other points have it (nas-backup points {copy}), and restore it from there "
+            f"(point, sources). Until you then run nas-backup accept {copy} on "
+            f"{self.settings.host}, no copy is made that would take the place of those"
+        ]
+
+    def _as_snapshot(self, held: restore.Held) -> bool:
+        """Whether something comes back as a snapshot, to which a volume is rolled back."""
+        source = self.here.get(held.name)
+        return bool(source and source.folder) and not self.params["path"] and not self.params["to"]
+
+    def _is_covered(self, held: restore.Held, wanted: list[restore.Held]) -> bool:
+        """Whether something lies in a volume that comes back as a whole, and would be hidden by
+        it."""
+        if self._as_snapshot(held) or self.params["to"]:
+            return False
+        place = os.path.realpath(self.here[held.name].path)
+        volumes = [self.here[each.name] for each in wanted if self._as_snapshot(each)]
+        tops = [top for each in volumes for top in (each.path, each.mounted) if top]
+        return any(f"{place}/".startswith(f"{os.path.realpath(top)}/") for top in tops)
 
     def one(self, repository: Repository, point: Point, held: restore.Held) -> restore.Restored:
         """Bring one of them back."""
         path, to = self.params["path"].rstrip("/"), self.params["to"]
         source = self.here.get(held.name)
-        if source and source.folder and not path and not to:
+        if source and self._as_snapshot(held):
             return restore.volume(self.settings, repository, point, source, held)
         target = to or (source.path if source else "")
         return restore.folder(self.settings, repository, point, held, target, path)
@@ -217,7 +262,8 @@ def main() -> None:
             point = plan.chosen(points, params["point"], backup.now())
             if params["point"] == "newest" and (said := plan.ahead(points, backup.now())):
                 module.warn(said)
-            restore.unlock(repository)
+            if not module.check_mode:
+                restore.unlock(repository)
             work = Restore(settings, params, module.check_mode)
             try:
                 done = work.run(repository, point)
@@ -235,6 +281,7 @@ def main() -> None:
         time=point.time,
         restored=[asdict(each) for each in done],
         whole=work.is_whole,
+        later=work.later,
         diff={"before": "", "after": f"from {point.short} of {copy.name}:\n{names}"},
     )
 

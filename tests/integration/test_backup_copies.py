@@ -428,6 +428,38 @@ def test_a_blank_nas_does_not_hide_the_points_of_the_lost_one(nas: Nas) -> None:
     nas.run("run", "usb")
 
 
+def test_an_incomplete_point_is_not_taken_for_all_of_a_lost_nas(nas: Nas) -> None:
+    nas.run("run", "usb")
+    sh("btrfs", "subvolume", "delete", str(nas.pool / "photos"))
+    nas.fails("incomplete", "run", "usb")
+    shutil.rmtree(nas.state)
+    sh("btrfs", "subvolume", "create", str(nas.pool / "photos"))
+    whole, lacking = [line.split()[0] for line in nas.points("usb")]
+    answer = nas.restore("usb", point=lacking)
+    assert [each["name"] for each in answer["restored"]] == ["tank/documents", str(nas.etc)]
+    said = str(answer["warnings"])
+    assert f"{lacking} is incomplete: it lacks all of tank/photos." in said
+    assert not answer["whole"]
+    # So nothing takes the place of the point that has all.
+    nas.fails("foreign", "run", "usb")
+    nas.restore("usb", point=whole, sources=["tank/photos"])
+    nas.run("accept", "usb")
+
+
+def test_what_was_not_restored_is_not_accepted(nas: Nas) -> None:
+    nas.run("run", "usb")
+    (nas.etc / "config.ini").unlink()
+    (nas.pool / "photos/one").unlink()
+    # As the playbook does it once it has brought all back that a point has.
+    nas.run("accept", "usb", "tank/documents", "tank/photos")
+    said = nas.fails("incomplete", "run", "usb")
+    assert f"{nas.etc} is empty and had 1 files" in said
+    assert "tank/photos" not in said
+    # A record that was damaged is as good as none.
+    (nas.state / "usb/record.json").write_text("{")
+    nas.fails("foreign", "run", "usb")
+
+
 def test_the_device_must_be_another_disk_and_there(nas: Nas) -> None:
     copy = nas.settings["copies"][1]
     own = sh("findmnt", "-n", "-o", "SOURCE", "--target", str(nas.pool)).strip()
@@ -1037,6 +1069,31 @@ def test_what_lies_in_a_source_and_is_not_of_it_is_told(nas: Nas) -> None:
     sh("umount", str(nas.etc / "mounted"))
     (nas.etc / "config.ini").unlink()
     assert "is empty and had 1 files" in nas.fails("incomplete", "run", "offsite")
+
+
+def test_a_folder_in_a_volume_comes_back_after_it(
+    nas: Nas, call: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = nas.documents / "odd [x]*/ledger"
+    sh("btrfs", "subvolume", "create", str(ledger.parent))
+    ledger.write_text("all we own")
+    nas.settings["sources"].append({"path": str(ledger.parent)})
+    nas.run("run", "usb")
+    assert "proven" in nas.run("drill", "usb")
+    # The NAS is gone, and a blank one in its place.
+    for path in (ledger.parent, nas.documents):
+        sh("btrfs", "subvolume", "delete", str(path))
+    sh("btrfs", "subvolume", "create", str(nas.documents))
+    answer = nas.restore("usb")
+    assert (answer["later"], answer["whole"]) == ([str(ledger.parent)], True)
+    assert str(ledger.parent) not in [each["name"] for each in answer["restored"]]
+    monkeypatch.setattr(_standstill, "FOLDER", str(nas.folder))
+    monkeypatch.setattr(_snapshot_plan, "HOLDS", str(nas.folder / "holds"))
+    snapshot = answer["restored"][0]["snapshot"]
+    back = {"path": str(nas.documents), "folder": f"{nas.pool}/.snapshots", "name": "documents"}
+    assert call(btrfs_rollback.main, to=snapshot, **back).get("kept")
+    assert nas.restore("usb", point=answer["point"], sources=answer["later"])["changed"]
+    assert ledger.read_text() == "all we own"
 
 
 def test_what_is_mounted_where_a_volume_is_mounted_is_told(nas: Nas) -> None:
