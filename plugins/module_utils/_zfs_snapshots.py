@@ -86,9 +86,13 @@ def _run(outcome: Outcome) -> None:
     ours, outcome.foreign = _sorted(there, own)
     outcome.before = sorted(each.text for each in ours)
     if plan.is_due([each.time for each in ours], wish.every, now):
-        outcome.made.append(make(wish.path, now))
-        there = zfs.snapshots(wish.path, PROPERTY)
-        ours, _ = _sorted(there, own)
+        # A pool that is full takes none, and needs retention most.
+        try:
+            outcome.made.append(make(wish.path, now))
+            there = zfs.snapshots(wish.path, PROPERTY)
+            ours, _ = _sorted(there, own)
+        except zfs.ZfsError as error:
+            outcome.problems.append(str(error))
     found = plan.retention(ours, wish.keep, now, {each.guid for each in there if each.held})
     outcome.held = sorted(each.text for each in found.held)
     outcome.ahead = sorted(each.text for each in found.ahead)

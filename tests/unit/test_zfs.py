@@ -366,6 +366,27 @@ def test_retention_leaves_what_is_not_its_own(
     assert "dependent clones" in outcome.problems[0]
 
 
+def test_a_pool_that_is_full_gets_room_by_retention(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(zfs_snapshots, "LOCKS", str(tmp_path))
+    fake = FakeZfs(monkeypatch)
+    fake.there = [
+        zfs.Snapshot(f"nas.2020010{day}T000000Z", f"{day}", day, False, "42") for day in range(1, 5)
+    ]
+
+    def full(*argv: str) -> str:
+        if argv[1] == "snapshot":
+            raise zfs.ZfsError("cannot create snapshot: out of space")
+        return fake.call(*argv)
+
+    monkeypatch.setattr(zfs, "call", full)
+    wanted = zfs_snapshots.wishes([{"dataset": "tank/docs", "every": "1h", "keep": {"last": 2}}])
+    (outcome,) = zfs_snapshots.carry_out(wanted)
+    assert outcome.problems == ["cannot create snapshot: out of space"]
+    assert outcome.deleted == ["nas.20200102T000000Z", "nas.20200101T000000Z"]
+
+
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Standstill:
     """What a rollback has stopped."""
