@@ -40,6 +40,9 @@ _PERIODS: dict[str, Callable[[datetime], object]] = {
     "yearly": lambda time: time.year,
 }
 _COUNTS = ("last", *_PERIODS)
+# As which part of ``within`` a time without a snapshot counts at most. With a quarter, that of a
+# copy once a week is exact for a month.
+_GAP = 4
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Snapshot:
 @dataclass(frozen=True)
 class Keep:
     """What retention keeps: the newest ones, the newest of each period, and what is younger than
-    ``within`` seconds; in any case ``minimum`` of them."""
+    ``within`` seconds, as ``_younger`` counts them; in any case ``minimum`` of them."""
 
     last: int = 0
     hourly: int = 0
@@ -214,8 +217,7 @@ def retention(
     kept = set(past[: keep.last])
     for period, same in _PERIODS.items():
         kept |= _newest_of_each(past, same, getattr(keep, period))
-    # From the newest one, not from now: of a NAS that was off for long, nothing goes at once.
-    kept |= {each for each in past if past[0].time - each.time < keep.within}
+    kept |= _younger(past, keep.within)
     others = [each for each in past if each not in kept]
     others = others[max(0, keep.minimum - len(kept)) :]
     return Retention(
@@ -223,6 +225,24 @@ def retention(
         tuple(each for each in others if each.uuid in held),
         ahead,
     )
+
+
+def _younger(newest_first: Sequence[Snapshot], within: int) -> set[Snapshot]:
+    """Return the snapshots that are younger than so many seconds, counted from the newest one.
+
+    A time in which none was made counts for a quarter of that at most. The NAS was off for it, or
+    the newest is of a clock that ran ahead: most of what there is stays then, and goes as new ones
+    come.
+    """
+    kept: set[Snapshot] = set()
+    age, after = 0, newest_first[0].time
+    for each in newest_first:
+        age += min(after - each.time, -(-within // _GAP))
+        after = each.time
+        if age >= within:
+            break
+        kept.add(each)
+    return kept
 
 
 def _newest_of_each(

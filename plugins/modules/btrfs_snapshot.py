@@ -66,8 +66,9 @@ options:
             snapshot of each stays of, by UTC and ISO weeks. Periods without a snapshot do not
             count.
           - V(within) is an age such as V(7d), counted back from the newest snapshot; all that are
-            younger stay. After a clock that is a year ahead has made one, it alone is young, so
-            give a count as well.
+            younger stay. A time without a snapshot counts for a quarter of it at most, so that of a
+            NAS that was off for long, or whose clock was ahead for a while, most stay, and go as
+            new ones come.
           - V(minimum) is how many stay in any case, V(1) unless given.
         type: dict
       every:

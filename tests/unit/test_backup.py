@@ -446,7 +446,14 @@ def points(*days: float, incomplete: tuple[float, ...] = ()) -> list[restic.Poin
     [
         (points(5, 4, 3, 2, 1), {"last": 3}, ["5", "4"]),
         (points(3, 2, 1), {"last": 1}, []),
-        (points(40, 35, 5, 4, 3), {"last": 3, "within": "30d"}, ["40", "35"]),
+        (points(*range(3, 46, 7)), {"last": 3, "within": "30d"}, ["45", "38"]),
+        # The disk was in a drawer for a month, or the clock ran ahead.
+        (points(40, 35, 5, 4, 3), {"last": 3, "within": "30d"}, []),
+        (
+            points(*range(30, 67), 0),
+            {"last": 3, "within": "30d"},
+            [f"{day}" for day in range(53, 67)],
+        ),
         # Points from time to come are no reason to drop one.
         (points(5, 4, 3, -1, -2, -3), {"last": 3}, []),
         # A flood of a single day: all that is younger than a month stays.

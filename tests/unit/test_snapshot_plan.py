@@ -165,8 +165,10 @@ def test_what_is_due(ages: list[int], every: int, due: bool) -> None:
         ({"daily": 3}, 3),
         ({"daily": 10}, 3),
         ({"within": "1s"}, 1),
-        ({"within": "1h"}, 1),
-        ({"within": "61m"}, 2),
+        # Hours and days without any count for a quarter of it each.
+        ({"within": "1h"}, 4),
+        ({"within": "4h"}, 4),
+        ({"within": "301m"}, 5),
         ({"within": "0", "last": 2}, 2),
         ({"within": "4w"}, 6),
         ({}, 6),
@@ -202,7 +204,11 @@ def test_how_many_stay(keep: Any, kept: int) -> None:
         ({"yearly": 1}, ["2023-06-01", "2024-06-01", "2025-06-01"], [0, 1]),
         # What one key keeps no other drops.
         ({"last": 1, "yearly": 3}, ["2023-06-01", "2024-06-01", "2025-05-01", "2025-06-01"], [2]),
-        ({"within": "7d", "monthly": 2}, ["2025-04-30", "2025-05-01", "2025-05-31"], [1]),
+        (
+            {"within": "1d", "monthly": 2},
+            ["2025-04-30", "2025-05-01", "2025-05-02", "2025-05-03", "2025-05-04", "2025-05-31"],
+            [1],
+        ),
     ],
 )
 def test_periods(keep: Any, there: list[str], dropped: list[int]) -> None:
@@ -231,6 +237,14 @@ def test_nothing_goes_at_once_after_a_long_time_off() -> None:
     there = snapshots("2025-01-01", "2025-01-02", "2025-01-03")
     found = plan.retention(there, Keep(within=7 * DAY), at("2026-01-01"), ())
     assert found.drop == ()
+    # Nor with the one that is made first thing: those go as new ones come.
+    nas = Nas({"within": "2d"})
+    now = nas.run(at("2025-01-01"), 200)
+    assert len(nas.hours()) == 48
+    now += 30 * DAY
+    for hours, left in ((1, 37), (20, 37), (15, 37), (1, 37), (11, 48), (100, 48)):
+        now = nas.run(now, hours)
+        assert len(nas.hours()) == left
 
 
 @pytest.mark.parametrize(
@@ -417,6 +431,19 @@ def test_a_clock_set_ahead_by_a_year() -> None:
     # A year later they are like any other, and go.
     nas.run(now + 366 * DAY, 100)
     assert not nas.ahead
+
+
+@pytest.mark.parametrize("ahead", [3, 40, 4000])
+@pytest.mark.parametrize("hours", [1, 5])
+def test_within_a_clock_set_ahead(ahead: int, hours: int) -> None:
+    nas = Nas({"within": "2d"})
+    now = nas.run(at("2025-06-01"), 240)
+    before = nas.hours()
+    nas.run(now + ahead * DAY, hours)
+    # A quarter, and as many as were made.
+    assert len({*before} - {*nas.hours()}) <= 12 + hours
+    now = nas.run(now + hours * HOUR, 48)
+    assert nas.hours()[-hours - 48 : -hours] == list(range(now // HOUR - 48, now // HOUR))
 
 
 def test_what_was_held_before_stays_for_a_week(
