@@ -875,8 +875,8 @@ def test_a_full_server_has_room_again(folder: Path, call: Callable[..., dict[str
         restic("backup", "-q", *own, str(alone if day == 1 else data))
     with (server / "filled").open("wb") as stream:
         stream.write(bytes(free() - 300_000))
-    given = {"host": "nas1", "repository": str(server / "nas1"), "password": "key"}
-    given["keep"] = {"last": 1}
+    given: dict[str, Any] = {"host": "nas1", "password": "key", "keep": {"last": 1}}
+    given["repository"] = str(server / "nas1")
     assert len(call(backup_prune.main, **given)["deleted"]) == 2
     assert free() > 2 << 20
     # One that was cut off has deleted a point, and not its data.
