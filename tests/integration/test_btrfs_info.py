@@ -4,15 +4,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 from ansible_collections.nas.assistant.plugins.module_utils import _btrfs
 from ansible_collections.nas.assistant.plugins.modules import btrfs_info, btrfs_pool
 from shell import LABEL, sh
 
 Call = Callable[..., dict[str, Any]]
+UNITS = Path(__file__).parents[2] / "roles/storage/templates/etc/systemd/system"
 
 
 def look(call: Call, wish: Path | str, **arguments: Any) -> dict[str, Any]:
@@ -38,6 +42,31 @@ def test_devices_profiles_and_health(call: Call, pool: Path) -> None:
     assert scrub["status"] == "finished"
     assert scrub["bytes"] >= 4 << 20
     assert scrub["errors"] == 0
+
+
+def test_a_scrub_that_was_cut_off_goes_on(call: Call, pool: Path) -> None:
+    """With the command of the role's unit."""
+    text = (UNITS / "nas-scrub.service.j2").read_text()
+    variables = {"pool": {"name": "tank", "mount": str(pool), "provider": "btrfs"}}
+    variables |= {"ansible_managed": "x", "__storage_mark": "# x"}
+    unit = Templar(DataLoader(), variables).template(trust_as_template(text))
+    (command,) = re.findall(r"^ExecStart=/bin/sh -c '(.*?)'$", unit, re.M | re.S)
+    # As systemd reads it.
+    command = command.replace("\\\n", "").replace("$$", "$")
+    (pool / "file").write_bytes(b"x" * (4 << 20))
+    sh("sync", "-f", str(pool))
+    status = ("btrfs", "scrub", "status", str(pool))
+    for _ in range(2):
+        sh("sh", "-c", command)
+        assert "finished" in sh(*status)
+        assert "Scrub resumed" not in sh(*status)
+    noted = Path("/var/lib/btrfs", f"scrub.status.{look(call, pool)['uuid']}")
+    noted.write_text(noted.read_text().replace("|finished:1", "|finished:0"))
+    assert "interrupted" in sh(*status)
+    sh("sh", "-c", command)
+    assert "Scrub resumed" in sh(*status)
+    assert "finished" in sh(*status)
+    noted.unlink()
 
 
 def test_subvolumes_with_their_uuids_and_quotas(call: Call, pool: Path) -> None:
