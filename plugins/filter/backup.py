@@ -82,7 +82,8 @@ def backup_copies(
     Each has ``name``, ``repository``, ``device`` (``uuid``, ``path``, ``format``; empty: none),
     ``schedule``, ``drill`` (empty: never), ``keep``, ``verify``, ``environment``, ``ca``,
     ``host_key``, ``options`` (for restic), ``prune`` (``on``, ``user``, ``repository``,
-    ``environment``), ``exposed`` (whether the NAS's own rights there delete all of it).
+    ``environment``), ``exposed`` (whether the NAS's own rights there delete all of it),
+    ``overwritable`` (whether they write over all of it, so that old versions must be kept there).
 
     :param folder: where certificates and keys are on the NAS.
     :raises AnsibleFilterError: as ``backup_sources``.
@@ -253,16 +254,19 @@ def _copy(entry: Any, folder: str) -> dict[str, Any]:
         "host_key": host_key,
         "options": options,
         "prune": prune,
-        "exposed": bool(repository) and not _is_guarded(location, host_key, prune),
+        **_reach(location, host_key, prune),
     }
 
 
-def _is_guarded(location: str, host_key: str, prune: Mapping[str, Any]) -> bool:
-    """Whether the other side lets the NAS add only, as far as the inventory tells."""
+def _reach(location: str, host_key: str, prune: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what the NAS's own rights do to what is there, as far as the inventory tells."""
     # Of ours, rclone: with a host key is one that a server forces its command upon.
     by_server = location.startswith("rest:") or (location.startswith("rclone:") and host_key)
-    own_key = prune.get("environment") and not location.startswith(("sftp:", "/"))
-    return bool(by_server or own_key)
+    if not location or by_server:
+        return {"exposed": False, "overwritable": False}
+    # Who may put an object into a store may put another over it.
+    own_key = bool(prune.get("environment")) and not location.startswith(("sftp:", "/"))
+    return {"exposed": not own_key, "overwritable": own_key}
 
 
 def _check_address(repository: str, where: str) -> None:

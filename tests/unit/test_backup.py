@@ -71,6 +71,7 @@ def test_what_a_copy_leaves_out() -> None:
         "options": [],
         "prune": {},
         "exposed": False,
+        "overwritable": False,
     }
     usb = copy(device={"uuid": "2f7c8a1e-0000-4000-8000-000000000001"})
     assert (usb["schedule"], usb["verify"]) == ("weekly", 100)
@@ -115,7 +116,10 @@ OWN = {"environment": {"AWS_ACCESS_KEY_ID": "of-the-controller"}}
     ],
 )
 def test_what_the_nas_could_delete(entry: dict[str, Any], exposed: bool) -> None:
-    assert copy(**entry)["exposed"] is exposed
+    found = copy(**entry)
+    assert found["exposed"] is exposed
+    # Where only its own key keeps it from that, it may write over what is there all the same.
+    assert found["overwritable"] is (not exposed and "environment" in entry.get("prune", {}))
 
 
 def test_ssh_where_the_server_takes_new_data_alone() -> None:
@@ -301,6 +305,11 @@ def test_a_run_says_what_its_owner_should_know() -> None:
     assert exposed.startswith("backup: whoever has nas1 can delete all of offsite. Over SSH, give")
     del plain["prune"]
     _, unpruned = said(**{**all_of_it, "backup_copies": [plain]})
+    bucket = {"name": "offsite", "repository": BUCKET, "prune": OWN}
+    (overwritable,) = said(**{**all_of_it, "backup_copies": [bucket]})
+    assert overwritable.startswith(
+        "backup: whoever has nas1 can write over all of offsite. See that"
+    )
     assert unpruned.startswith("backup: nothing deletes old restore points of offsite,")
     assert said(backup_copies=[], backup_sources=[]) == []
 
@@ -361,6 +370,28 @@ def test_the_first_copy_may_be_over_ssh(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert (folder / "id_ed25519").exists() is not bool(more)
     assert folder.stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("state", "names"), [("present", ["old", "usb-old"]), ("absent", ["old", "usb", "usb-old"])]
+)
+def test_metrics_go_with_their_copy(state: str, names: list[str]) -> None:
+    timers = [
+        "nas-backups",
+        *(f"nas-{kind}" for kind in ("backup-usb", "drill-old", "backup-old", "drill-usb-old")),
+    ]
+    role = templar(
+        "backup",
+        (backup.FilterModule(), storage.FilterModule()),
+        backup_state=state,
+        backup_copies=[{"name": "usb", "device": {"uuid": "12ab"}, "schedule": "never"}],
+        __backup_found={
+            "files": [{"path": f"/etc/systemd/system/{each}.timer"} for each in timers]
+        },
+        monitoring_textfile_dir="/metrics",
+    )
+    found = role.template(trust_as_template("{{ __backup_metrics_left }}"))
+    assert {*found} == {f"/metrics/nas_backup_{name}.prom" for name in names}
 
 
 @pytest.mark.parametrize("name", ["restore", "rollback", "backup"])

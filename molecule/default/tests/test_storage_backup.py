@@ -474,6 +474,7 @@ def test_copies_end_and_stay(
     worked(playbook("backup", **wish, backup_state="absent"))
     assert host.check_output("systemctl list-timers --all --no-legend 'nas-backup*'") == ""
     assert not host.file("/usr/local/sbin/nas-backup").exists
+    assert host.run(f"ls {METRICS}/nas_backup_*.prom").rc != 0
     assert host.file("/etc/nas-assistant/backup/key").exists
     assert (server["data"] / "config").exists()
     assert "changed=0" in worked(playbook("backup", **wish, backup_state="absent"))
