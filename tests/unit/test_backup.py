@@ -461,6 +461,41 @@ def test_what_a_restore_says() -> None:
     ]
 
 
+def test_what_comes_back_after_its_volume_counts_too() -> None:
+    folder = "/srv/tank/documents/db"
+    back = {"snapshot": "", "changed": 1, "kept": ""}
+    for later, restarted in (
+        ({"skipped": True}, []),
+        ({"restored": [{"name": folder, **back}]}, ["db"]),
+    ):
+        role = templar(
+            "backup",
+            (backup.FilterModule(), storage.FilterModule()),
+            storage_pools=[{"name": "tank", "uuid": "1", "volumes": [{"name": "documents"}]}],
+            backup_sources=[
+                {"volume": "tank/documents", "used_by": ["never.service"]},
+                {"folder": folder, "used_by": ["db.service"]},
+            ],
+            backup_restore={"copy": "usb"},
+            __backup_restored={
+                "restored": [{"name": "tank/documents", **back, "snapshot": "documents.1"}],
+                "time": NOW,
+                "point": "0123456789",
+            },
+            __backup_restored_later=later,
+            __backup_put={"results": [{"snapshot": "documents.1", "kept": "documents.0"}]},
+        )
+        tasks = {each["name"].split()[0]: each for each in load(ROLES / "backup/tasks/restore.yml")}
+        argv = role.template(tasks["Take"]["ansible.builtin.command"]["argv"])
+        named = ["tank/documents", *([folder] if restarted else [])]
+        assert argv == ["/usr/local/sbin/nas-backup", "accept", "usb", *named]
+        told = role.template(tasks["Say"]["ansible.builtin.debug"]["msg"])
+        assert len(told) == 1 + len(named)
+        assert role.template(trust_as_template("{{ __backup_restart }}")) == [
+            f"{name}.service" for name in restarted
+        ]
+
+
 def points(*days: float, incomplete: tuple[float, ...] = ()) -> list[restic.Point]:
     """Points that many days old; those of ``incomplete`` lack something."""
     return [

@@ -318,6 +318,22 @@ def test_a_volume_comes_back(playbook: Run, wish: dict[str, Any], host: Host) ->
     assert host.check_output("stat -c %s /srv/documents/photo") == "3000000"
 
 
+def test_a_folder_in_a_volume_comes_back_after_it(
+    playbook: Run, wish: dict[str, Any], host: Host
+) -> None:
+    letters = "/srv/documents/letters"
+    sources = [{"volume": "tank/documents", "exclude": ["letters"]}, {"folder": letters}]
+    inside = {**wish, "backup_sources": sources}
+    worked(playbook("backup", **inside, backup_run=["usb"]))
+    host.check_output(f"echo two > {letters}/first; echo x > /srv/documents/photo")
+    text = worked(playbook("restore", **inside, backup_restore={"copy": "usb"}))
+    assert "tank/documents: as a whole" in text
+    assert f"{letters}: 1 files; what they replaced is in" in text
+    assert host.check_output(f"cat {letters}/first") == "one"
+    assert host.check_output("stat -c %s /srv/documents/photo") == "3000000"
+    worked(playbook("backup", **wish))
+
+
 def test_old_points_are_pruned_from_the_controller(
     playbook: Run, wish: dict[str, Any], nas_name: str, server: dict[str, Any], store: Path
 ) -> None:
