@@ -237,7 +237,7 @@ def test_one_that_comes_and_has_no_room_beside_what_was_worked_out(
     """Without it, as much cache was given as there may be; a start with it would give less."""
     settings = write(context="auto", sizes="", queue=8)
     (models / FILE).write_bytes(WHOLE)
-    limits = (limit << 20 for limit in range(200, 900, 4))
+    limits = (limit << 20 for limit in range(330, 900, 4))
     tight = next(limit for limit in limits if fits(settings, models, limit, monkeypatch))
     (models / FILE).unlink()
 
@@ -246,7 +246,7 @@ def test_one_that_comes_and_has_no_room_beside_what_was_worked_out(
         service.put(WHOLE)
         await service.until_degraded("Start the service again")
 
-    assert tight > 200 << 20
+    assert tight > 330 << 20
     run(settings, check)
 
 
@@ -281,12 +281,12 @@ def test_a_model_that_is_too_large_until_it_has_more_memory(
     write: Callable[..., Settings], models: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (models / FILE).write_bytes(WHOLE)
-    limit = 300 << 20
+    limit = 330 << 20
     monkeypatch.setattr(checks, "available_memory", lambda: (limit, "the container's limit"))
 
     async def check(service: Running) -> None:
         nonlocal limit
-        await service.until_degraded("limit is 300 MiB")
+        await service.until_degraded("limit is 330 MiB")
         # What kind it is of is known all the same.
         assert service.client.state.kinds["default"] is Kind.CHAT
         limit = 2 << 30

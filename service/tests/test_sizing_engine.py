@@ -58,9 +58,9 @@ def most_of_its_own(model: CheckedModel) -> int:
 @pytest.mark.parametrize(
     ("mib", "slots", "cache"),
     [
-        # 160 + 96 + 94 + 2 * (45 + 7.5), which has room for two texts
-        pytest.param(550, 2, 95, marks=LONG),
-        (403, 1, 0),  # no room for a cache, nor to spare
+        # 208 + 96 + 94 + 2 * (45 + 7.5), which has room for two texts
+        pytest.param(598, 2, 95, marks=LONG),
+        (451, 1, 0),  # no room for a cache, nor to spare
     ],
 )
 def test_a_full_context_takes_no_more_than_was_worked_out(

@@ -43,6 +43,7 @@ from nas_assistant.streams import rewrite, say_who, without_usage
 from nas_assistant.transcript import Transcript
 
 _LONGEST_EVENT = 4 << 20
+_DONE = b"data: [DONE]\n\n"
 # What the proxy of a member of a pool puts on a request that came from another member, and the
 # status after which that one asks another: no other answer of ours has it.
 _POOL = b"x-nas-pool"
@@ -350,10 +351,11 @@ async def _stream(answer: EngineAnswer, meter: Meter, exchange: _Exchange, serve
                 meter.feed(events)
                 if exchange.transcript:
                     exchange.transcript.feed(events)
-                answer.outcome = meter.outcome(CLIENT_GONE)
                 # Before figures are left out: some upstreams send an error among such.
                 events, failed = rewrite(events, answer.explain)
                 status = failed or status
+                # Who leaves after that has had all of it.
+                answer.outcome = meter.outcome(status if events.endswith(_DONE) else CLIENT_GONE)
                 if exchange.generation.wants_usage:
                     events = say_who(events, served_by)
                 else:
