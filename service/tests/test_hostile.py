@@ -159,6 +159,18 @@ def test_a_body_that_breaks_after_its_answer(service: Service) -> None:
     assert not [line for line in service.log if line["level"] == "error"]
 
 
+@pytest.mark.parametrize(("key", "status"), [(KEY[:-2], b"400"), (b"X: y", b"401")])
+def test_an_answer_before_all_was_sent_arrives(service: Service, key: bytes, status: bytes) -> None:
+    """As Nginx sends: all of a body before it reads, on a connection that is for one request."""
+    body = b'{"messages":[' + b"{}," * (1 << 20) + b"{}]}"
+    length = b"Content-Length: %d" % len(body)
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", service.port), 20) as client:
+            client.sendall(head(POST, key, length, b"Connection: close") + body)
+            answer = b"".join(iter(lambda c=client: c.recv(65536), b""))  # type: ignore[misc]
+        assert answer.startswith(b"HTTP/1.1 %b " % status)
+
+
 def chat(**fields: object) -> bytes:
     return json.dumps(ASK | fields).encode()
 

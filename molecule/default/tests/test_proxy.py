@@ -232,7 +232,7 @@ def test_who_connects_and_says_nothing_keeps_nobody_out(
     host: Host, address: str, client: httpx.Client, descriptors: int
 ) -> None:
     """As long as that may last, which is not for long."""
-    most = host.check_output("nginx -T 2>/dev/null | grep -c '^ *worker_connections 8192;'")
+    most = host.check_output("nginx -T 2>/dev/null | grep -c '^\\s*worker_connections 8192;'")
     assert most == "1"
     # More than Debian's settings have for all processes, as far as there are so many ports.
     processes = int(host.check_output("pgrep --count --parent $(cat /run/nginx.pid)"))

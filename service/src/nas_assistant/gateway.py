@@ -20,6 +20,7 @@ from nas_assistant.engine import Engine, EngineUnavailable, Kind, Model
 from nas_assistant.errors import ApiError, unavailable
 from nas_assistant.generation import parse_chat, parse_completion, parse_embedding, parse_rerank
 from nas_assistant.keys import ApiKey, KeyRing
+from nas_assistant.lingering import Lingering
 from nas_assistant.metrics import CONTENT_TYPE
 from nas_assistant.middleware import KEY, ApiKeyGuard, RequestLog, error_response
 from nas_assistant.openapi import describe
@@ -101,6 +102,7 @@ def create_app(settings: Settings, engine: Engine, ring: KeyRing) -> Starlette:
             *page_routes(description),
         ],
         middleware=[
+            Middleware(Lingering),
             Middleware(RequestLog, access_log=settings.access_log, note=engine.note),
             Middleware(ApiKeyGuard, ring=ring),
         ],
