@@ -47,8 +47,11 @@ def test_devices_profiles_and_health(call: Call, pool: Path) -> None:
 def test_a_scrub_that_was_cut_off_goes_on(call: Call, pool: Path) -> None:
     """With the command of the role's unit."""
     text = (UNITS / "nas-scrub.service.j2").read_text()
-    variables = {"pool": {"name": "tank", "mount": str(pool), "provider": "btrfs"}}
-    variables |= {"ansible_managed": "x", "__storage_mark": "# x"}
+    variables = {
+        "pool": {"name": "tank", "mount": str(pool), "provider": "btrfs"},
+        "ansible_managed": "x",
+        "__storage_mark": "# x",
+    }
     unit = Templar(DataLoader(), variables).template(trust_as_template(text))
     (command,) = re.findall(r"^ExecStart=/bin/sh -c '(.*?)'$", unit, re.M | re.S)
     # As systemd reads it.
