@@ -200,7 +200,7 @@ def test_a_bad_release_is_stopped_at_the_canary(
         (slow, "the first token takes"),
         (release("broken", 'ENTRYPOINT ["/nowhere"]'), "/nowhere"),
     ):
-        server = {"queue": 31, "patience": 5}
+        server = {"queue": 31, "timeout": 20, "patience": 31}
         wish = {"assistant_image": bad, "assistant_server": server, "rollout_gate": GATE}
         with under_load() as load:
             text = said(play("rollout", **wish))
