@@ -41,3 +41,21 @@ def templar(role: str, filters: Iterable[Any], **given: Any) -> Templar:
         for name, function in plugins.filters().items():
             found._engine.environment.filters[f"nas.assistant.{name}"] = function
     return found
+
+
+def page_of(role: str, filters: Iterable[Any], **given: Any) -> str:
+    """Return the page of a role that writes one for a fleet, without its style sheet."""
+
+    def lookup(kind: str, path: str, errors: str = "strict") -> str | None:
+        if path.endswith("report.css"):
+            return ""
+        try:
+            return Path(path).read_text(encoding="utf-8")
+        except ValueError:
+            assert (kind, errors) == ("ansible.builtin.file", "ignore")
+            return None
+
+    found = templar(role, filters, **given)
+    found._engine.environment.globals["lookup"] = lookup
+    text = (ROLES / role / "templates/index.html.j2").read_text(encoding="utf-8")
+    return str(found.template(trusted(text)))

@@ -14,7 +14,7 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter import preflight, preflight_plan
 from ansible_collections.nas.assistant.plugins.filter.assistant import SHARE
-from expressions import ROLES, load, templar, trusted
+from expressions import ROLES, load, page_of, templar, trusted
 
 from nas_assistant.gguf import GgufHead
 from nas_assistant.settings import Settings
@@ -474,16 +474,7 @@ def test_a_report_of_before_that_cannot_be_shown(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "closed.json").write_bytes(b"\xff")
 
-    def lookup(kind: str, path: str, errors: str = "strict") -> str | None:
-        if path == "report.css":
-            return ""
-        try:
-            return Path(path).read_text(encoding="utf-8")
-        except ValueError:
-            assert (kind, errors) == ("ansible.builtin.file", "ignore")
-            return None
-
-    role = templar(
+    page = page_of(
         "preflight",
         [preflight.FilterModule()],
         ansible_managed="",
@@ -492,8 +483,6 @@ def test_a_report_of_before_that_cannot_be_shown(tmp_path: Path) -> None:
         hostvars={"asked": {}},
         preflight_report_dir=str(tmp_path),
     )
-    role._engine.environment.globals["lookup"] = lookup
-    page = role.template(trusted((ROLES / "preflight/templates/index.html.j2").read_text()))
     assert '<td>asked</td><td class="unfit">did not answer</td>' in page
     assert '<h2 id="whole">whole: <span class="fit">fit</span></h2>' in page
     assert preflight.FORECAST in page

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.nas.assistant.plugins.filter import status
-from expressions import ROLES, templar, trusted
+from expressions import page_of, templar, trusted
 
 NOW = 1_800_000_000
 DAY, GIB = 86400, 1 << 30
@@ -353,16 +353,7 @@ def report(host: str) -> dict[str, Any]:
 def page(folder: Path, asked: dict[str, dict[str, Any]], others: list[str]) -> str:
     """The page of a run that asked some of a fleet."""
 
-    def lookup(kind: str, path: str, errors: str = "strict") -> str | None:
-        if path.endswith("report.css"):
-            return ""
-        try:
-            return Path(path).read_text(encoding="utf-8")
-        except ValueError:
-            assert (kind, errors) == ("ansible.builtin.file", "ignore")
-            return None
-
-    role = templar(
+    text = page_of(
         "status",
         [status.FilterModule()],
         ansible_managed="",
@@ -371,9 +362,7 @@ def page(folder: Path, asked: dict[str, dict[str, Any]], others: list[str]) -> s
         hostvars=asked,
         status_report_dir=str(folder),
     )
-    role._engine.environment.globals["lookup"] = lookup
-    text = role.template(trusted((ROLES / "status/templates/index.html.j2").read_text()))
-    return " ".join(str(text).split())
+    return " ".join(text.split())
 
 
 def test_a_look_at_a_part_of_a_fleet_keeps_what_was_found_of_the_others(tmp_path: Path) -> None:
