@@ -380,6 +380,15 @@ def rolling(
         kill(controller)
 
 
+def lose(container: str, controller: subprocess.Popen[bytes]) -> None:
+    """Have a NAS away until the rollout has failed for it."""
+    docker.docker("stop", container)
+    try:
+        assert controller.wait(timeout=400) != 0
+    finally:
+        docker.docker("start", container)
+
+
 def wait_for_engine(container: str) -> None:
     """Of a NAS that was started again."""
     deadline = time.monotonic() + 120
@@ -422,11 +431,7 @@ def test_a_canary_that_is_lost(lab: Lab, play: Play, tmp_path: Path) -> None:
     wish = {"assistant_server": {"queue": 31}, "rollout_gate": GATE}
     container = lab.hosts[0]["container"]
     with rolling(lab, log, wish, lambda: "Bring it back" in one_line(log)) as controller:
-        docker.docker("stop", container)
-        try:
-            assert controller.wait(timeout=300) != 0
-        finally:
-            docker.docker("start", container)
+        lose(container, controller)
     text = one_line(log)
     assert "Now nas1 is changed. Should the run end without a word" in text
     assert "run nas.assistant.rollout again" in text
@@ -443,11 +448,7 @@ def test_a_batch_that_is_lost_before_its_change(lab: Lab, play: Play, tmp_path: 
     before, container = lab.on(lab.hosts[1], look), lab.hosts[2]["container"]
     wish = {"rollout_batches": [1, 2], "assistant_server": {"queue": 31}}
     with rolling(lab, log, wish, lambda: "Watch how it does there" in one_line(log)) as controller:
-        docker.docker("stop", container)
-        try:
-            assert controller.wait(timeout=400) != 0
-        finally:
-            docker.docker("start", container)
+        lose(container, controller)
     assert "nas1: new, first token after" in one_line(log)
     assert "nas2: as before" in one_line(log)
     assert "nas3: lost, may have either" in one_line(log)
